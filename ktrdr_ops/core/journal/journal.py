@@ -1,0 +1,277 @@
+"""The journal itself: append, read, tail, head.
+
+Opening a journal again in the same process returns the same one, counted: a second handle on its files would drop the
+locks of the first. Whoever opens it for writing first gives dead owners their ``interrupted``; opening resumes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ktrdr_ops.core.clock import Clock, micros, utc_now
+from ktrdr_ops.core.errors import InvalidValue, JournalError, JournalRefused, OperationNotFound
+from ktrdr_ops.core.events import Event, Fact
+from ktrdr_ops.core.journal import engine, schema
+from ktrdr_ops.core.journal.decisions import Draft, Request, Settle
+from ktrdr_ops.core.journal.ownership import LockFile, Owner, lock_file
+from ktrdr_ops.core.journal.reader import Reader, connect_for_reading
+from ktrdr_ops.core.journal.writer import Writer
+from ktrdr_ops.core.redaction import stored_payload
+from ktrdr_ops.core.state import OperationState
+
+EVENT_COLUMNS = "position, operation_id, sequence, attempt, type, class, version, at, payload, writer, hash"
+STALLED_AFTER = 60 * 1_000_000
+_PAGE = 500
+_POLL_FLOWING = 0.008
+_POLL_IDLE = 0.15
+
+
+class JournalMissing(JournalRefused):
+    """There is no journal there yet."""
+
+    code = "journal_missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of the journal: 0 and what stands before the first event when it is empty."""
+
+    incarnation: str
+    position: int
+    hash: str
+
+
+class Journal:
+    """One open journal. Made by ``open_journal``; ``close`` ends this use of it."""
+
+    def __init__(self, path: Path, lock: LockFile, writer: Writer | None, clock: Clock) -> None:
+        self.path = path
+        self.clock = clock
+        self.lock = lock
+        self._writer = writer
+        self._reader = Reader(path)
+        self._uses = 1
+
+    @property
+    def readonly(self) -> bool:
+        """Whether it was opened for reading only."""
+        return self._writer is None
+
+    def owner(self) -> Owner:
+        """This process as an owner of operations."""
+        return self.lock.owner()
+
+    def submit(self, request: Request) -> Future[Any]:
+        """Queue a request; the future holds its answer once it is on disk. For threads; loops use ``append``."""
+        return self._writing().submit(request)
+
+    async def append(self, request: Request) -> Any:
+        """The answer to a request, once it is on disk. Cancelling the caller does not touch the transaction."""
+        return await asyncio.shield(asyncio.wrap_future(self.submit(request)))
+
+    def say(self, operation_id: str, attempt: int, fact: Fact) -> None:
+        """Queue progress: never blocks, never raises for a value; on disk within 50 ms."""
+        self._writing().say(Draft(operation_id, attempt, fact, stored_payload(fact)))
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until what was queued is on disk. False when the time is over."""
+        return self._writer is None or self._writer.flush(timeout)
+
+    def on_commit(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` in the writer's thread after each commit of this process; gives what ends it."""
+        return self._writing().on_commit(listener)
+
+    async def rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of one short query."""
+        return await self._reader.rows(sql, parameters)
+
+    async def read(
+        self, operation_id: str | None = None, *, after: int = 0, until: int | None = None, limit: int = _PAGE
+    ) -> list[Event]:
+        """Events behind a position, in order: of one operation, or of all."""
+        where, parameters = "position > ?", [after]
+        if operation_id is not None:
+            where, parameters = f"operation_id = ? AND {where}", [operation_id, after]  # type: ignore[list-item]
+        if until is not None:
+            where += " AND position <= ?"
+            parameters.append(until)
+        sql = f"SELECT {EVENT_COLUMNS} FROM events WHERE {where} ORDER BY position LIMIT ?"
+        return [Event(*row) for row in await self.rows(sql, (*parameters, limit))]
+
+    async def read_all(self, operation_id: str | None = None, *, after: int = 0, until: int | None = None) -> AsyncIterator[Event]:
+        """Every event behind a position up to another, page by page."""
+        while page := await self.read(operation_id, after=after, until=until):
+            for event in page:
+                yield event
+            after = page[-1].position
+
+    async def tail(self, operation_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Event]:
+        """Each event once, in order, as it is committed by this or another process. It never ends by itself.
+
+        ``after`` defaults to the head: only what comes from now on.
+        """
+        position = (await self.head()).position if after is None else after
+        version = await self._reader.data_version()
+        wait = _POLL_FLOWING
+        while True:
+            page = await self.read(operation_id, after=position)
+            for event in page:
+                position = event.position
+                yield event
+            if page:
+                wait = _POLL_FLOWING
+                continue
+            while (now := await self._reader.data_version()) == version:
+                await asyncio.sleep(wait)
+                wait = min(wait * 1.2, _POLL_IDLE)
+            version = now
+
+    async def head(self) -> Head:
+        """Where the journal ends now."""
+        incarnation = (await self.rows("SELECT name FROM incarnations ORDER BY number DESC LIMIT 1"))[0][0]
+        last = await self.rows("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1")
+        position, hashed = last[0] if last else (0, b"")
+        return Head(bytes(incarnation).hex(), position, bytes(hashed).hex())
+
+    async def state(self, operation_id: str) -> OperationState:
+        """The recorded state of one operation. Raises OperationNotFound."""
+        rows = await self.rows("SELECT state FROM operations WHERE operation_id = ?", (operation_id,))
+        if not rows:
+            raise OperationNotFound(f"there is no operation {operation_id}", hint="See what there is: ktrdr-ops list")
+        return OperationState.restored(rows[0][0])
+
+    def status(self, state: OperationState) -> str:
+        """The recorded status, settled: a live one whose owner is gone is ``interrupted``."""
+        dead = state.live and state.owner is not None and not self.lock.alive(state.owner["slot"])
+        return "interrupted" if dead else state.status
+
+    def stalled(self, state: OperationState) -> bool:
+        """Alive, but silent for 60 s, or past the end of a wait that it announced."""
+        if self.status(state) not in ("running", "cancelling"):
+            return False
+        silent_since = max(state.last_at, (state.waiting or {}).get("until") or 0)
+        return micros(self.clock()) - silent_since > STALLED_AFTER
+
+    async def settle(self) -> list[str]:
+        """Give dead owners their ``interrupted``; gives the ids of those it concerned."""
+        settled: list[str] | int = await self.append(Settle())
+        return settled if isinstance(settled, list) else []
+
+    async def aclose(self) -> None:
+        """Close this loop's reading connection, and end this use of the journal."""
+        await self._reader.aclose()
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """End this use. The last one writes what is queued and closes the file; the lock file stays open."""
+        with _OPEN_GUARD:
+            self._uses -= 1
+            if self._uses > 0:
+                return
+            _OPEN.pop(_key(self.path), None)
+            if self._writer is not None:
+                self._writer.close()
+
+    def _writing(self) -> Writer:
+        if self._writer is None:
+            raise JournalRefused(f"{self.path} was opened for reading only")
+        return self._writer
+
+
+_OPEN: dict[tuple[int, str], Journal] = {}
+_OPEN_GUARD = threading.RLock()
+
+
+def _key(path: Path) -> tuple[int, str]:
+    return os.getpid(), os.path.realpath(path)
+
+
+def open_journal(path: Path | str, *, readonly: bool = False, clock: Clock = utc_now) -> Journal:
+    """Open a journal; for writing, it is made or migrated first, and dead owners are settled.
+
+    Raises JournalMissing (reading what is not there), JournalRefused (a directory, another program's file, a network
+    filesystem, read-only, newer than this release), JournalFull.
+    """
+    path = Path(path).expanduser().absolute()
+    if "\0" in str(path):
+        raise InvalidValue("the journal's path has a NUL character in it", hint="Name another file with --journal.")
+    with _OPEN_GUARD:
+        found = _OPEN.get(_key(path))
+        if found is not None and (readonly or not found.readonly):
+            found._uses += 1
+            return found
+        if found is not None:
+            raise JournalError(f"{path} is open for reading in this process", hint="Close it, then open it for writing.")
+        journal = _open_for_reading(path, clock) if readonly else _open_for_writing(path, clock)
+        _OPEN[_key(path)] = journal
+        return journal
+
+
+def _open_for_reading(path: Path, clock: Clock) -> Journal:
+    if not path.exists():
+        raise JournalMissing(
+            f"there is no journal at {path}", hint="Start an operation first, or name the journal with --journal."
+        )
+    engine.check_file(path, writing=False)
+    lock = lock_file(path)
+    lock.share()
+    connection = connect_for_reading(path)
+    try:
+        if _version(connection, path) is None:
+            raise JournalMissing(f"{path} is empty: no operation was journaled yet", hint="Start one first.")
+    finally:
+        connection.close()
+    return Journal(path, lock, None, clock)
+
+
+def _open_for_writing(path: Path, clock: Clock) -> Journal:
+    engine.check_file(path, writing=True)
+    with suppress(FileExistsError):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except PermissionError as error:
+            raise JournalRefused(f"the folder {path.parent} cannot be made: {error.strerror}") from error
+    lock = lock_file(path)
+    lock.lock_gate()
+    try:
+        fresh = not path.exists()
+        connection = engine.connect(path)
+        try:
+            if fresh:
+                os.chmod(path, 0o600)
+            _bring_up_to_date(connection, path, lock)
+        except BaseException:
+            connection.close()
+            raise
+        lock.share()
+    finally:
+        lock.unlock_gate()
+    writer = Writer(connection, lock, clock)
+    writer.submit(Settle()).result()
+    return Journal(path, lock, writer, clock)
+
+
+def _version(connection: Any, path: Path) -> str | None:
+    try:
+        return schema.version(connection)
+    except engine.sqlite.DatabaseError as error:
+        raise JournalRefused(f"{path} is not a journal: {error}", hint="Nothing was changed. Name another file with --journal.") from error
+
+
+def _bring_up_to_date(connection: Any, path: Path, lock: LockFile) -> None:
+    found = _version(connection, path)
+    if found is not None and schema.is_newer(found):
+        raise JournalRefused(
+            f"{path} was written by a newer release (schema {found}, this one knows {schema.HEAD})",
+            hint="Reading works. To write, upgrade: pip install -U ktrdr-ops",
+        )
+    if found != schema.HEAD:
+        schema.migrate(connection, lock)

@@ -1,0 +1,349 @@
+"""The one thread that writes.
+
+It takes what waits (lifecycle and progress in one queue, in one order), and makes one transaction of it:
+
+    gate → BEGIN IMMEDIATE → head → decide each request → events and projection → COMMIT → acknowledge → tell
+
+A request that is refused is refused alone. What a caller waits for is acknowledged only after the commit. When the
+statements fail before COMMIT, nothing was written: waiting callers are told, queued progress stays queued and is tried
+again. When COMMIT itself raises, what became of the batch is unknown: the writer stops and every waiting and later
+append raises.
+
+The queue is bounded by bytes. When it is full, a progress event takes the place of its operation's last queued one (and
+counts it as skipped); where there is none it is let in. Nobody is ever blocked by progress.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ktrdr_ops.core.clock import Clock, micros
+from ktrdr_ops.core.errors import JournalError, JournalFull, JournalStopped, KtrdrOpsError
+from ktrdr_ops.core.events import Event, Progressed
+from ktrdr_ops.core.journal import engine
+from ktrdr_ops.core.journal.decisions import Decision, Draft, Request, Say, decide, draft
+from ktrdr_ops.core.journal.integrity import chained, genesis
+from ktrdr_ops.core.journal.ownership import LockFile
+from ktrdr_ops.core.journal.projection import Projection
+
+_log = logging.getLogger(__name__)
+
+QUEUE_BYTES = 64 * 1024 * 1024
+_BATCH = 1000
+_RETRY_SECONDS = 1.0
+_OVERHEAD = 400  # bytes an item costs beside its payload, about
+
+_INSERT = (
+    "INSERT INTO events (position, operation_id, sequence, attempt, type, class, version, at, payload, writer, hash)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+@dataclass(slots=True)
+class _Item:
+    request: Request
+    at: int
+    size: int
+    future: Future[Any] | None
+
+
+class _CommitUnknown(Exception):
+    """COMMIT raised."""
+
+
+class Writer:
+    """Appends to one journal, from one thread of this process."""
+
+    def __init__(self, connection: Any, lock: LockFile, clock: Clock, *, queue_bytes: int = QUEUE_BYTES) -> None:
+        self._connection = connection
+        self._lock = lock
+        self._clock = clock
+        self._limit = queue_bytes
+        self._nonce = secrets.token_bytes(8)
+        self._projection = Projection(connection, lock.alive)
+        self._incarnation, self._genesis = _identity(connection)
+        self._head: tuple[int, bytes] | None = None
+        self._queue: deque[_Item] = deque()
+        self._bytes = 0
+        self._last: dict[str, _Item] = {}
+        self._wake = threading.Condition()
+        self._busy = False
+        self._closing = False
+        self._stopped: JournalStopped | None = None
+        self._thread: threading.Thread | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    def submit(self, request: Request) -> Future[Any]:
+        """Queue a request; its future holds the answer once it is on disk, or the reason why not."""
+        future: Future[Any] = Future()
+        size = sum(len(said.payload) for said in request.drafts) if isinstance(request, Say) else 0
+        self._put(_Item(request, micros(self._clock()), size + _OVERHEAD, future), None)
+        return future
+
+    def say(self, said: Draft) -> None:
+        """Queue progress. It is on disk within 50 ms; the caller never waits."""
+        item = _Item(Say((said,)), micros(self._clock()), len(said.payload) + _OVERHEAD, None)
+        self._put(item, said)
+
+    def on_commit(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` (which must not block) after each commit; gives the function that ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was queued before is written (or refused). False when the time is over."""
+        with self._wake:
+            return self._wake.wait_for(lambda: not self._queue and not self._busy or self._stopped is not None, timeout)
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Write what is queued, then end the thread and the connection."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                return  # it waits at the gate for a stopped process: its connection must not be closed under it
+        self._connection.close()
+
+    def _put(self, item: _Item, progress: Draft | None) -> None:
+        with self._wake:
+            if self._stopped is not None or self._closing:
+                if progress is not None:
+                    return
+                raise self._stopped or JournalError("the journal is closed")
+            if progress is not None:
+                if self._bytes >= self._limit and self._replace_last(progress):
+                    return
+                self._last[progress.operation_id] = item
+            elif isinstance(item.request, Say):
+                self._last.pop(item.request.drafts[0].operation_id, None)
+            self._queue.append(item)
+            self._bytes += item.size
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="ktrdr-ops-journal", daemon=True)
+                self._thread.start()
+            if len(self._queue) == 1:
+                self._wake.notify_all()
+
+    def _replace_last(self, said: Draft) -> bool:
+        queued = self._last.get(said.operation_id)
+        if queued is None or not isinstance(queued.request, Say) or not isinstance(said.fact, Progressed):
+            return False
+        earlier = queued.request.drafts[0].fact
+        if not isinstance(earlier, Progressed):
+            return False
+        fact = replace(said.fact, skipped=max(earlier.skipped, said.fact.skipped) + 1)
+        queued.request = Say((draft(said.operation_id, said.attempt, fact),))
+        return True
+
+    def _run(self) -> None:
+        while True:
+            batch = self._take()
+            if not batch:
+                return
+            try:
+                self._write(batch)
+            except Exception as error:  # whatever ended the writer, nobody may wait for it for ever
+                _log.exception("the journal's writer has stopped")
+                self._stop(batch, error)
+                return
+            finally:
+                with self._wake:
+                    self._busy = False
+                    self._wake.notify_all()
+
+    def _take(self) -> list[_Item]:
+        with self._wake:
+            self._wake.wait_for(lambda: self._queue or self._closing)
+            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+            self._bytes -= sum(item.size for item in batch)
+            self._last.clear()  # what was taken can no longer be replaced
+            self._busy = bool(batch)
+            return batch
+
+    def _write(self, batch: list[_Item]) -> None:
+        try:
+            answers = self._transaction(batch)
+        except engine.sqlite.IntegrityError as error:
+            if len(batch) > 1:
+                for item in batch:
+                    self._write([item])
+                return
+            self._tell(batch, [JournalError(f"the journal refuses this event: {error}")])
+            return
+        except engine.sqlite.Error as error:
+            self._not_written(batch, error)
+            return
+        self._tell(batch, answers)
+        for listener in tuple(self._listeners):
+            listener()
+
+    def _transaction(self, batch: list[_Item]) -> list[Any]:
+        self._lock.lock_gate()
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                answers, rows = self._decide(batch)
+                if rows:
+                    self._connection.executemany(_INSERT, rows)
+                self._projection.flush()
+            except BaseException:
+                self._roll_back()
+                raise
+            self._commit()
+            return answers
+        finally:
+            self._lock.unlock_gate()
+
+    def _commit(self) -> None:
+        try:
+            self._connection.execute("COMMIT")
+        except engine.sqlite.Error as error:
+            self._roll_back()
+            if error.sqlite_errorcode & 0xFF == engine.sqlite.SQLITE_FULL:
+                raise  # the frame that commits found no room, so it is not there: nothing was written
+            raise _CommitUnknown(str(error)) from error
+
+    def _roll_back(self) -> None:
+        self._head = None
+        self._projection.forget()
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _decide(self, batch: list[_Item]) -> tuple[list[Any], list[tuple[Any, ...]]]:
+        position, previous = self._read_head()
+        answers: list[Any] = []
+        rows: list[tuple[Any, ...]] = []
+        for item in batch:
+            try:
+                decision = decide(item.request, self._projection)
+            except KtrdrOpsError as refusal:
+                answers.append(refusal)
+                continue
+            for said in decision.drafts:
+                position += 1
+                event = self._event(said, position, previous, item.at)
+                previous = event.hash
+                self._projection.apply(event, said.fact)
+                rows.append(_row(event))
+            answers.append(_answer(decision, position))
+        self._head = (position, previous)
+        return answers, rows
+
+    def _read_head(self) -> tuple[int, bytes]:
+        found = self._connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
+        head = (found[0], bytes(found[1])) if found else (0, self._genesis)
+        if head != self._head:
+            self._projection.forget()
+        return head
+
+    def _event(self, said: Draft, position: int, previous: bytes, at: int) -> Event:
+        fact = said.fact
+        sequence = self._projection.next_sequence(said.operation_id)
+        hashed = chained(
+            previous,
+            self._incarnation,
+            position,
+            said.operation_id,
+            sequence,
+            said.attempt,
+            fact.type,
+            fact.event_class,
+            fact.version,
+            at,
+            self._nonce,
+            said.payload,
+        )
+        return Event(
+            position,
+            said.operation_id,
+            sequence,
+            said.attempt,
+            fact.type,
+            fact.event_class,
+            fact.version,
+            at,
+            said.payload,
+            self._nonce,
+            hashed,
+        )
+
+    def _tell(self, batch: list[_Item], answers: list[Any]) -> None:
+        for item, answer in zip(batch, answers, strict=True):
+            if item.future is not None and item.future.set_running_or_notify_cancel():
+                if isinstance(answer, BaseException):
+                    item.future.set_exception(answer)
+                else:
+                    item.future.set_result(answer)
+            elif isinstance(answer, BaseException):
+                _log.warning("progress was not appended: %s", answer)
+
+    def _not_written(self, batch: list[_Item], error: Exception) -> None:
+        """The transaction failed before it committed: who waits is told, progress is tried again later."""
+        told = _as_journal_error(error)
+        waiting = [item for item in batch if item.future is not None]
+        self._tell(waiting, [told] * len(waiting))
+        kept = [item for item in batch if item.future is None]
+        with self._wake:
+            if kept and not self._closing:
+                self._queue.extendleft(reversed(kept))
+                self._bytes += sum(item.size for item in kept)
+                self._wake.wait_for(lambda: self._closing or any(item.future for item in self._queue), _RETRY_SECONDS)
+        _log.error("nothing could be appended: %s", error)
+
+    def _stop(self, batch: list[_Item], error: Exception) -> None:
+        stopped = JournalStopped(
+            f"the journal's writer stopped: {error}; whether the last {len(batch)} requests are kept is unknown",
+            hint="Check the disk, then start again: opening the journal settles what is there.",
+        )
+        with self._wake:
+            self._stopped = stopped
+            batch = batch + list(self._queue)
+            self._queue.clear()
+            self._wake.notify_all()
+        waiting = [item for item in batch if item.future is not None and not item.future.done()]
+        self._tell(waiting, [stopped] * len(waiting))
+
+
+def _identity(connection: Any) -> tuple[bytes, bytes]:
+    """(name of the current incarnation, what stands before the first event)."""
+    name = connection.execute("SELECT name FROM incarnations ORDER BY number DESC LIMIT 1").fetchone()[0]
+    journal_id = connection.execute("SELECT journal_id FROM journal").fetchone()[0]
+    return bytes(name), genesis(journal_id)
+
+
+def _row(event: Event) -> tuple[Any, ...]:
+    return (
+        event.position,
+        event.operation_id,
+        event.sequence,
+        event.attempt,
+        event.type,
+        event.event_class,
+        event.version,
+        event.at,
+        event.payload,
+        event.writer,
+        event.hash,
+    )
+
+
+def _answer(decision: Decision, position: int) -> Any:
+    return position if decision.answer is None else decision.answer
+
+
+def _as_journal_error(error: Exception) -> JournalError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == engine.sqlite.SQLITE_FULL:
+        return JournalFull("there is no room left for the journal", hint="Free some space on its disk; nothing was half-written.")
+    if code == engine.sqlite.SQLITE_READONLY:
+        return JournalError("the journal became read-only", hint="Check its permissions and its disk.")
+    return JournalError(f"nothing was appended: {error}", hint="ktrdr-ops doctor")

@@ -1,0 +1,216 @@
+"""What a payload may hold: plain JSON, within limits, without secrets.
+
+An append-only file cannot forget, so secrets are replaced by their key's name before anything is hashed. Start
+parameters are strict: what JSON cannot say is refused. Progress never fails for a value: numbers that are not finite are
+tagged, values of numpy and pandas converted, the rest described, and what is too large or too deep replaced by a marker;
+each with one warning a process.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date, datetime
+from pathlib import PurePath
+from typing import Any
+
+import orjson
+
+from ktrdr_ops.core.errors import InvalidValue
+from ktrdr_ops.core.events import Checkpointed, Fact, Json, Progressed
+
+EVENT_BYTES = 64 * 1024
+CHECKPOINT_BYTES = 1024 * 1024
+DEPTH = 64
+REDACTED = "[redacted]"
+
+_SECRET = re.compile(
+    r"(?:^|[_\-. ])(?:password|passwd|passphrase|pwd|secret|token|api_?key|apikey|access_?key|private_?key|credentials?"
+    r"|authorization|cookie|bearer)(?:$|[_\-. ])",
+    re.IGNORECASE,
+)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_IN_TEXT = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9+/_\-.=]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+def is_secret(key: str) -> bool:
+    """Whether a value under this name is never stored."""
+    return _SECRET.search(_CAMEL.sub("_", key)) is not None
+
+
+def redact_text(text: str) -> str:
+    """A text without the credentials that headers and URLs carry."""
+    return _IN_TEXT.sub(REDACTED, text)
+
+
+def strict(value: Any, what: str = "parameters", *, limit: int = EVENT_BYTES) -> Json:
+    """The value as JSON, secrets redacted. Raises InvalidValue for what JSON cannot say, for more than ``limit`` bytes
+    and for a depth over 64."""
+    cleaned = _strict(value, what, 0)
+    size = len(orjson.dumps(cleaned))
+    if size > limit:
+        raise InvalidValue(f"{what}: {size:,} bytes are more than the {limit:,} that an event holds", hint="Put it into a file and name the file.")
+    return cleaned
+
+
+def _strict(value: Any, what: str, depth: int) -> Json:
+    if depth > DEPTH:
+        raise InvalidValue(f"{what}: nested deeper than {DEPTH} levels", hint="Flatten it.")
+    match value:
+        case None | bool():
+            return value
+        case int():
+            if not -(2**63) <= value < 2**63:
+                raise InvalidValue(f"{what}: {value} does not fit into 64 bits")
+            return value
+        case float():
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        case str():
+            return _strict_text(value, what)
+        case Mapping():
+            return {_strict_text(key, what): REDACTED if is_secret(str(key)) else _strict(inner, f"{what}.{key}", depth + 1) for key, inner in value.items()}
+        case list() | tuple():
+            return [_strict(inner, f"{what}[{index}]", depth + 1) for index, inner in enumerate(value)]
+        case datetime() | date():
+            return value.isoformat()
+        case PurePath():
+            return _strict_text(str(value), what)
+    raise InvalidValue(f"{what}: a {type(value).__name__} cannot be stored", hint="Use text, numbers, lists and mappings.")
+
+
+def _strict_text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidValue(f"{what}: the key {value!r} is not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(f"{what}: {value[:40]!r} holds half of a surrogate pair, which is no text") from None
+    return redact_text(value)
+
+
+def stored_payload(fact: Fact) -> bytes:
+    """The stored form of what an attempt states: always one, whatever the values are."""
+    if isinstance(fact, Progressed):
+        return _progress(fact)
+    stored = orjson.dumps(fact)
+    limit = CHECKPOINT_BYTES if isinstance(fact, Checkpointed) else EVENT_BYTES
+    if len(stored) > limit:
+        raise InvalidValue(
+            f"{fact.type}: {len(stored):,} bytes are more than the {limit:,} that such an event holds",
+            hint="Publish it as an artifact, or checkpoint it.",
+        )
+    return stored
+
+
+def _progress(fact: Progressed) -> bytes:
+    context = fact.context
+    if not all(type(value) in _PLAIN and not is_secret_cached(key) for key, value in context.items()):
+        context = {_text(key): REDACTED if is_secret(str(key)) else _lenient(value, 0) for key, value in context.items()}
+    message = fact.message
+    if "://" in message or " " in message and _IN_TEXT.search(message):
+        message = redact_text(message)
+    stored = _dump(fact if context is fact.context and message is fact.message else replace(fact, context=context, message=message))
+    if stored is not None and len(stored) <= EVENT_BYTES:
+        return stored
+    return _shrunk(fact, context, message)
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+_secret_names: dict[str, bool] = {}
+
+
+def is_secret_cached(key: Any) -> bool:
+    """``is_secret`` for the few names that progress repeats a hundred thousand times."""
+    if type(key) is not str:
+        return True
+    found = _secret_names.get(key)
+    if found is None:
+        found = is_secret(key)
+        if len(_secret_names) < 10_000:
+            _secret_names[key] = found
+    return found
+
+
+def _dump(fact: Progressed) -> bytes | None:
+    try:
+        return orjson.dumps(fact)
+    except TypeError:
+        return None
+
+
+def _shrunk(fact: Progressed, context: Mapping[str, Json], message: str) -> bytes:
+    """What is left when the whole does not fit or cannot be said: the largest values give way to markers."""
+    smaller: dict[str, Json] = {}
+    room = EVENT_BYTES - 8 * 1024
+    for key, value in sorted(context.items(), key=lambda pair: len(_described(pair[1]))):
+        text = _text(key)[:200]
+        cleaned = _lenient(value, 0)
+        size = len(orjson.dumps(cleaned)) + len(text)
+        if size <= room:
+            smaller[text] = cleaned
+            room -= size
+        else:
+            smaller[text] = _marker("too large", value)
+            room -= 200
+        if room <= 0:
+            smaller["$more"] = f"{len(context) - len(smaller)} values left out"
+            break
+    return orjson.dumps(replace(fact, context=smaller, message=_text(message)[:4000]))
+
+
+def _lenient(value: Any, depth: int) -> Json:
+    if depth > DEPTH:
+        return _marker("nested too deep", value)
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return redact_text(_text(value))
+        case int():
+            return value if -(2**63) <= value < 2**63 else _marker("too large a number", value)
+        case float():
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        case Mapping():
+            return {_text(key): REDACTED if is_secret(str(key)) else _lenient(inner, depth + 1) for key, inner in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_lenient(inner, depth + 1) for inner in value]
+        case datetime() | date():
+            return value.isoformat()
+    return _foreign(value, depth)
+
+
+def _foreign(value: Any, depth: int) -> Json:
+    """Values of numpy and pandas, known by what they offer; the rest is described."""
+    for method in ("tolist", "isoformat"):
+        convert = getattr(value, method, None)
+        if callable(convert):
+            try:
+                return _lenient(convert(), depth + 1)
+            except (TypeError, ValueError, RecursionError):
+                break
+    return _marker("cannot be stored", value)
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else _described(value)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _described(value: Any) -> str:
+    try:
+        return str(value)[:200]
+    except Exception as error:  # a stranger's __str__ may raise anything, and progress must not fail for it
+        return f"<{type(value).__name__}: {type(error).__name__}>"
+
+
+def _marker(why: str, value: Any) -> dict[str, str]:
+    kind = type(value).__name__
+    if f"{why} {kind}" not in _warned:
+        _warned.add(f"{why} {kind}")
+        _log.warning("a progress value was replaced: %s (%s)", why, kind)
+    return {"$replaced": why, "type": kind}
