@@ -9,11 +9,11 @@ each with one warning a process.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, datetime
+from math import isfinite
 from pathlib import PurePath
 from typing import Any
 
@@ -69,7 +69,7 @@ def _strict(value: Any, what: str, depth: int) -> Json:
                 raise InvalidValue(f"{what}: {value} does not fit into 64 bits")
             return value
         case float():
-            return value if math.isfinite(value) else {"$float": repr(value)}
+            return value if isfinite(value) else {"$float": repr(value)}
         case str():
             return _strict_text(value, what)
         case Mapping():
@@ -109,15 +109,25 @@ def stored_payload(fact: Fact) -> bytes:
 
 def _progress(fact: Progressed) -> bytes:
     context = fact.context
-    if not all(type(value) in _PLAIN and not is_secret_cached(key) for key, value in context.items()):
+    for key, value in context.items():
+        kind = type(value)
+        if (kind in _PLAIN or (kind is float and isfinite(value))) and not is_secret_cached(key):
+            continue
         context = {_text(key): REDACTED if is_secret(str(key)) else _lenient(value, 0) for key, value in context.items()}
+        break
     message = fact.message
-    if "://" in message or " " in message and _IN_TEXT.search(message):
+    if _may_hold_credentials(message):
         message = redact_text(message)
-    stored = _dump(fact if context is fact.context and message is fact.message else replace(fact, context=context, message=message))
+    changed = context is not fact.context or message is not fact.message
+    stored = _dump(replace(fact, context=context, message=message) if changed else fact)
     if stored is not None and len(stored) <= EVENT_BYTES:
         return stored
     return _shrunk(fact, context, message)
+
+
+def _may_hold_credentials(message: str) -> bool:
+    lower = message.lower()
+    return "://" in lower or "bearer" in lower or "basic" in lower
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
@@ -174,7 +184,7 @@ def _lenient(value: Any, depth: int) -> Json:
         case int():
             return value if -(2**63) <= value < 2**63 else _marker("too large a number", value)
         case float():
-            return value if math.isfinite(value) else {"$float": repr(value)}
+            return value if isfinite(value) else {"$float": repr(value)}
         case Mapping():
             return {_text(key): REDACTED if is_secret(str(key)) else _lenient(inner, depth + 1) for key, inner in value.items()}
         case list() | tuple() | set() | frozenset():

@@ -93,7 +93,10 @@ def _indexes() -> None:
     op.execute("CREATE UNIQUE INDEX events_one_start ON events (operation_id, attempt) WHERE type = 'attempt_started'")
     op.execute("CREATE INDEX events_marks ON events (operation_id, sequence) WHERE type <> 'progressed'")
     op.execute("CREATE INDEX events_cancels ON events (position) WHERE class = 'cancel'")
-    op.execute("CREATE INDEX events_artifacts ON events (position) WHERE type = 'artifact_published'")
+    op.execute(
+        "CREATE INDEX events_artifacts ON events (json_extract(CAST(payload AS TEXT), '$.kind'),"
+        " json_extract(CAST(payload AS TEXT), '$.key'), position) WHERE type = 'artifact_published'"
+    )
     op.execute(f"CREATE UNIQUE INDEX operations_live_key ON operations (key) WHERE {LIVE}")
     op.execute(f"CREATE INDEX operations_live ON operations (status) WHERE {LIVE}")
     op.execute("CREATE INDEX operations_order ON operations (first_position)")

@@ -67,11 +67,13 @@ def draft(operation_id: str, attempt: int | None, fact: Fact) -> Draft:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The answer to a start or resume: this process owns this attempt now. ``resumed``: an earlier one is gone on."""
+    """The answer to a start or resume: this process owns this attempt now, since ``position``. ``resumed``: an earlier
+    one is gone on with."""
 
     operation_id: str
     attempt: int
     resumed: bool
+    position: int = 0
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_ops.core.clock import Clock, micros, utc_now
-from ktrdr_ops.core.errors import InvalidValue, JournalError, JournalRefused, OperationNotFound
+from ktrdr_ops.core.errors import InvalidValue, JournalError, JournalRefused, KtrdrOpsError, OperationNotFound
 from ktrdr_ops.core.events import Event, Fact
 from ktrdr_ops.core.journal import engine, schema
 from ktrdr_ops.core.journal.decisions import Draft, Request, Settle
@@ -77,9 +77,18 @@ class Journal:
         """The answer to a request, once it is on disk. Cancelling the caller does not touch the transaction."""
         return await asyncio.shield(asyncio.wrap_future(self.submit(request)))
 
-    def say(self, operation_id: str, attempt: int, fact: Fact) -> None:
-        """Queue progress: never blocks, never raises for a value; on disk within 50 ms."""
-        self._writing().say(Draft(operation_id, attempt, fact, stored_payload(fact)))
+    def say(
+        self,
+        operation_id: str,
+        attempt: int,
+        fact: Fact,
+        refused: Callable[[KtrdrOpsError], None] | None = None,
+    ) -> None:
+        """Queue progress: never blocks, never raises for a value; on disk within 50 ms.
+
+        ``refused`` is told in the writer's thread when the attempt has lost the operation.
+        """
+        self._writing().say(Draft(operation_id, attempt, fact, stored_payload(fact)), refused)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until what was queued is on disk. False when the time is over."""

@@ -28,7 +28,7 @@ from ktrdr_ops.core.clock import Clock, micros
 from ktrdr_ops.core.errors import JournalError, JournalFull, JournalStopped, KtrdrOpsError
 from ktrdr_ops.core.events import Event, Progressed
 from ktrdr_ops.core.journal import engine
-from ktrdr_ops.core.journal.decisions import Decision, Draft, Request, Say, decide, draft
+from ktrdr_ops.core.journal.decisions import Claim, Decision, Draft, Request, Say, decide, draft
 from ktrdr_ops.core.journal.integrity import chained, genesis
 from ktrdr_ops.core.journal.ownership import LockFile
 from ktrdr_ops.core.journal.projection import Projection
@@ -52,6 +52,7 @@ class _Item:
     at: int
     size: int
     future: Future[Any] | None
+    refused: Callable[[KtrdrOpsError], None] | None = None
 
 
 class _CommitUnknown(Exception):
@@ -87,9 +88,10 @@ class Writer:
         self._put(_Item(request, micros(self._clock()), size + _OVERHEAD, future), None)
         return future
 
-    def say(self, said: Draft) -> None:
-        """Queue progress. It is on disk within 50 ms; the caller never waits."""
-        item = _Item(Say((said,)), micros(self._clock()), len(said.payload) + _OVERHEAD, None)
+    def say(self, said: Draft, refused: Callable[[KtrdrOpsError], None] | None = None) -> None:
+        """Queue progress. It is on disk within 50 ms; the caller never waits. ``refused`` (which must not block) is told
+        when the attempt has lost the operation."""
+        item = _Item(Say((said,)), micros(self._clock()), len(said.payload) + _OVERHEAD, None, refused)
         self._put(item, said)
 
     def on_commit(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -283,8 +285,8 @@ class Writer:
                     item.future.set_exception(answer)
                 else:
                     item.future.set_result(answer)
-            elif isinstance(answer, BaseException):
-                _log.warning("progress was not appended: %s", answer)
+            elif isinstance(answer, KtrdrOpsError) and item.refused is not None:
+                item.refused(answer)
 
     def _not_written(self, batch: list[_Item], error: Exception) -> None:
         """The transaction failed before it committed: who waits is told, progress is tried again later."""
@@ -337,6 +339,8 @@ def _row(event: Event) -> tuple[Any, ...]:
 
 
 def _answer(decision: Decision, position: int) -> Any:
+    if isinstance(decision.answer, Claim):
+        return replace(decision.answer, position=position)
     return position if decision.answer is None else decision.answer
 
 

@@ -1,0 +1,374 @@
+"""The one place where the parts are put together.
+
+    with open_app() as app:                    # its loop runs in a thread of its own, so it works in notebooks
+    async with open_app_async() as app:        # the awaited twin
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ktrdr_ops.core.artifacts import ObjectStore
+from ktrdr_ops.core.clock import Clock, utc_now
+from ktrdr_ops.core.domain import Domain, DomainContext, OperationProvider
+from ktrdr_ops.core.errors import InvalidValue, JournalRefused
+from ktrdr_ops.core.events import Event, Json, Noted
+from ktrdr_ops.core.journal import history
+from ktrdr_ops.core.journal.decisions import Note
+from ktrdr_ops.core.journal.history import Catalogue
+from ktrdr_ops.core.journal.journal import Journal, open_journal
+from ktrdr_ops.core.progress import PlainRenderer
+from ktrdr_ops.core.redaction import redact_text
+from ktrdr_ops.core.state import document
+from ktrdr_ops.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from ktrdr_ops.core.host_service import HttpPool
+    from ktrdr_ops.core.orchestration import AsyncOrchestrationFramework, How, ProgressCallback
+    from ktrdr_ops.core.progress import ProgressRenderer
+    from ktrdr_ops.core.recovery import Outcome, Plan
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+ENTRY_POINTS = "ktrdr_ops.domains"
+
+
+class Domains:
+    """The domains that are installed or registered, by name and by operation type."""
+
+    def __init__(self, domains: Mapping[str, Domain], broken: Mapping[str, str]) -> None:
+        self._domains = dict(domains)
+        self.broken = dict(broken)
+
+    def __iter__(self) -> Iterator[Domain]:
+        return iter(self._domains.values())
+
+    def add(self, domain: Domain) -> None:
+        """One more. Raises InvalidValue when another has one of its operation types."""
+        for operation_type in domain.operation_types:
+            other = self.of_type(operation_type)
+            if other is not None and other.name != domain.name:
+                raise InvalidValue(f"the operation type {operation_type!r} is already the domain {other.name!r}'s")
+        self._domains[domain.name] = domain
+
+    def of_type(self, operation_type: str) -> Domain | None:
+        """The domain of an operation type."""
+        return next((domain for domain in self if operation_type in domain.operation_types), None)
+
+    def renderer(self, operation_type: str) -> ProgressRenderer:
+        """The words of an operation type; plain ones where nobody knows it."""
+        domain = self.of_type(operation_type)
+        return PlainRenderer() if domain is None else domain.renderer(operation_type)
+
+
+def installed_domains() -> Domains:
+    """The domains of the entry point group. One that cannot be loaded is left out and remembered as broken."""
+    found: dict[str, Domain] = {}
+    broken: dict[str, str] = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            domain = entry.load()
+        except Exception as error:  # a stranger's package may raise anything, and must not break `list`
+            broken[entry.name] = f"{type(error).__name__}: {error}"
+            _log.warning("the domain %s cannot be loaded: %s", entry.name, error)
+            continue
+        if isinstance(domain, Domain):
+            found[domain.name] = domain
+        else:
+            broken[entry.name] = f"{entry.value} is no Domain"
+    return Domains(found, broken)
+
+
+class AsyncApp:
+    """An open application: a journal, the framework over it, and the domains. Made by ``open_app_async``."""
+
+    def __init__(self, settings: Settings, journal: Journal, domains: Domains) -> None:
+        self.settings = settings
+        self.journal = journal
+        self.domains = domains
+        self.objects = ObjectStore(journal.path.parent / "objects")
+        self.catalogue = Catalogue(journal)
+        self._framework: AsyncOrchestrationFramework | None = None
+        self._pool: HttpPool | None = None
+        self._providers: dict[str, OperationProvider] = {}
+
+    @property
+    def framework(self) -> AsyncOrchestrationFramework:
+        """What runs operations. Raises JournalRefused when the journal was opened for reading only."""
+        if self._framework is None:
+            from ktrdr_ops.core.cancellation import CancellationSystem
+            from ktrdr_ops.core.orchestration import AsyncOrchestrationFramework
+            from ktrdr_ops.core.progress import GenericProgressManager
+
+            if self.journal.readonly:
+                raise JournalRefused(f"{self.journal.path} was opened for reading only")
+            self._framework = AsyncOrchestrationFramework(
+                GenericProgressManager(),
+                CancellationSystem(),
+                journal=self.journal,
+                objects=self.objects,
+                resolve=self.provider,
+            )
+        return self._framework
+
+    def register(self, domain: Domain) -> None:
+        """Serve one more domain in this application."""
+        self.domains.add(domain)
+
+    def provider(self, operation_type: str) -> OperationProvider:
+        """The provider of an operation type. Raises InvalidValue that names what is missing."""
+        if operation_type not in self._providers:
+            self._providers.update(self._made(operation_type))
+        return self._providers[operation_type]
+
+    def _made(self, operation_type: str) -> Mapping[str, OperationProvider]:
+        if operation_type == "group":
+            from ktrdr_ops.core.group import GroupProvider
+
+            return {"group": GroupProvider(self.provider)}
+        domain = self.domains.of_type(operation_type)
+        if domain is None:
+            known = sorted(known for domain in self.domains for known in domain.operation_types)
+            broken = "".join(f" The domain {name} is broken: {why}." for name, why in self.domains.broken.items())
+            raise InvalidValue(
+                f"no installed domain has the operation type {operation_type[:80]!r}",
+                hint=f"Known: {', '.join(known) or 'none'}.{broken} Install the package that brings it.",
+            )
+        from ktrdr_ops.core.host_service import HttpPool
+
+        if self._pool is None:
+            self._pool = HttpPool()
+        return domain.providers(DomainContext(self.settings, self._pool, self.journal.clock, self.settings.sandbox))
+
+    async def run(
+        self,
+        operation_type: str,
+        *,
+        progress_callback: ProgressCallback | None = None,
+        how: How | None = None,
+        **parameters: Any,
+    ) -> Any:
+        """Run an operation of an installed type and give what it returns. The same start again goes on with an attempt
+        that ended without a result."""
+        return await self.framework.run(operation_type, parameters, progress_callback=progress_callback, how=how)
+
+    async def resume(self, reference: str, *, steal: bool = False, progress_callback: ProgressCallback | None = None) -> Any:
+        """Another attempt at an operation."""
+        operation_id = await history.find(self.journal, reference)
+        return await self.framework.resume(operation_id, steal=steal, progress_callback=progress_callback)
+
+    async def recover(self, *, side_by_side: int = 4, progress_callback: ProgressCallback | None = None) -> tuple[list[Outcome], list[Plan]]:
+        """Resume what was interrupted and can go on; gives what became of it and what was left alone."""
+        from ktrdr_ops.core.recovery import recover
+
+        return await recover(self.framework, side_by_side=side_by_side, progress_callback=progress_callback)
+
+    async def cancel(self, reference: str, reason: str = "cancelled", requested_by: str = "user") -> str:
+        """Ask an operation to stop, wherever it runs; gives its id once the request is recorded."""
+        operation_id = await history.find(self.journal, reference)
+        await self.framework.cancel_operation(operation_id, reason, requested_by)
+        return operation_id
+
+    async def note(self, reference: str, text: str, author: str = "") -> int:
+        """Write something down about an operation (``""``: about the journal); gives the note's position."""
+        operation_id = await history.find(self.journal, reference) if reference else ""
+        if not text.strip() or len(text.encode("utf-8", "replace")) > 16 * 1024:
+            raise InvalidValue("a note is a text of 1 to 16,384 bytes")
+        fact = Noted(text=redact_text(text.encode("utf-8", "backslashreplace").decode()), author=author)
+        position: int = await self.journal.append(Note(operation_id, fact))
+        return position
+
+    async def show(self, reference: str) -> dict[str, Json]:
+        """An operation's document, its status settled."""
+        state = await self.journal.state(await history.find(self.journal, reference))
+        return document(state, self.journal.status(state), stalled=self.journal.stalled(state))
+
+    async def events(self, reference: str) -> list[Event]:
+        """All events of an operation, in order."""
+        operation_id = await history.find(self.journal, reference)
+        return [event async for event in self.journal.read_all(operation_id)]
+
+    async def sql(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query over ``v_operations``, ``v_events`` and ``v_metrics``: the door for notebooks, since a second
+        SQLite connection in this process would drop the journal's locks. It cannot write."""
+        return await self.journal.rows(query, parameters)
+
+    async def aclose(self) -> None:
+        """End what runs here as interrupted, write what is queued, close everything."""
+        if self._framework is not None:
+            await self._framework.aclose()
+        if self._pool is not None:
+            await self._pool.aclose()
+        await self.journal.aclose()
+
+
+@asynccontextmanager
+async def open_app_async(
+    journal: Path | str | None = None,
+    *,
+    sandbox: bool | None = None,
+    settings: Settings | None = None,
+    readonly: bool = False,
+    clock: Clock = utc_now,
+) -> AsyncIterator[AsyncApp]:
+    """An application over a journal (default: the settings'). Raises what ``open_journal`` raises."""
+    if settings is None:
+        settings = load_settings({"journal": journal, "sandbox": sandbox})
+    opened = await asyncio.to_thread(open_journal, settings.journal, readonly=readonly, clock=clock)
+    app = AsyncApp(settings, opened, installed_domains())
+    try:
+        yield app
+    finally:
+        await app.aclose()
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ktrdr-ops-loop", daemon=True)
+        self._thread.start()
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Its result. Ctrl+C while waiting cancels it there; what it then states is waited for."""
+        ended = threading.Event()
+
+        async def until_ended() -> T:
+            try:
+                return await coroutine
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(until_ended(), self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            ended.wait()
+            raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+class SyncJournal:
+    """The journal's reads, waited for."""
+
+    def __init__(self, loop: _Loop, journal: Journal) -> None:
+        self._loop = loop
+        self._journal = journal
+        self.path = journal.path
+
+    def read(self, reference: str | None = None, *, after: int = 0, limit: int = 500) -> list[Event]:
+        """Events behind a position, of one operation or of all."""
+        return self._loop.wait(self._read(reference, after, limit))
+
+    async def _read(self, reference: str | None, after: int, limit: int) -> list[Event]:
+        operation_id = None if reference is None else await history.find(self._journal, reference)
+        return await self._journal.read(operation_id, after=after, limit=limit)
+
+    def tail(self, reference: str | None = None, *, after: int = 0) -> Iterator[Event]:
+        """Events as they come; of an operation until it has ended, else for ever. ``after=0``: from the beginning."""
+        operation_id = None if reference is None else self._loop.wait(history.find(self._journal, reference))
+        tail = self._journal.tail(operation_id, after=after)
+        try:
+            while True:
+                event = self._loop.wait(_next(tail))
+                yield event
+                if operation_id is not None and event.event_class == "terminal" and not self._goes_on(operation_id, event):
+                    return
+        finally:
+            self._loop.wait(_closed(tail))
+
+    def _goes_on(self, operation_id: str, event: Event) -> bool:
+        state = self._loop.wait(self._journal.state(operation_id))
+        return state.live or state.last_position > event.position
+
+
+async def _next(tail: AsyncIterator[Event]) -> Event:
+    return await anext(tail)
+
+
+async def _closed(tail: Any) -> None:
+    await tail.aclose()
+
+
+class App:
+    """The application for scripts and notebooks: the same calls as ``AsyncApp``'s, waited for. Made by ``open_app``."""
+
+    def __init__(self, loop: _Loop, app: AsyncApp) -> None:
+        self._loop = loop
+        self._app = app
+        self.settings = app.settings
+        self.journal = SyncJournal(loop, app.journal)
+
+    def register(self, domain: Domain) -> None:
+        """Serve one more domain in this application."""
+        self._app.register(domain)
+
+    def run(self, operation_type: str, *, progress_callback: ProgressCallback | None = None, how: How | None = None, **parameters: Any) -> Any:
+        """Run an operation of an installed type and give what it returns."""
+        return self._loop.wait(self._app.run(operation_type, progress_callback=progress_callback, how=how, **parameters))
+
+    def resume(self, reference: str, *, steal: bool = False, progress_callback: ProgressCallback | None = None) -> Any:
+        """Another attempt at an operation."""
+        return self._loop.wait(self._app.resume(reference, steal=steal, progress_callback=progress_callback))
+
+    def recover(self, *, side_by_side: int = 4) -> tuple[list[Outcome], list[Plan]]:
+        """Resume what was interrupted and can go on."""
+        return self._loop.wait(self._app.recover(side_by_side=side_by_side))
+
+    def cancel(self, reference: str, reason: str = "cancelled", requested_by: str = "user") -> str:
+        """Ask an operation to stop, wherever it runs."""
+        return self._loop.wait(self._app.cancel(reference, reason, requested_by))
+
+    def note(self, reference: str, text: str, author: str = "") -> int:
+        """Write something down about an operation."""
+        return self._loop.wait(self._app.note(reference, text, author))
+
+    def show(self, reference: str) -> dict[str, Json]:
+        """An operation's document."""
+        return self._loop.wait(self._app.show(reference))
+
+    def events(self, reference: str) -> list[Event]:
+        """All events of an operation."""
+        return self._loop.wait(self._app.events(reference))
+
+    def sql(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query over the journal's views."""
+        return self._loop.wait(self._app.sql(query, parameters))
+
+
+@contextmanager
+def open_app(
+    journal: Path | str | None = None,
+    *,
+    sandbox: bool | None = None,
+    settings: Settings | None = None,
+    readonly: bool = False,
+    clock: Clock = utc_now,
+) -> Iterator[App]:
+    """The same for code that does not await; its loop has a thread of its own, so it works inside a running loop."""
+    loop = _Loop()
+    opening = open_app_async(journal, sandbox=sandbox, settings=settings, readonly=readonly, clock=clock)
+    try:
+        app = loop.wait(opening.__aenter__())
+        try:
+            yield App(loop, app)
+        finally:
+            loop.wait(opening.__aexit__(None, None, None))
+    finally:
+        loop.close()
+

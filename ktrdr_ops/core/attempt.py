@@ -1,0 +1,229 @@
+"""One attempt at an operation: what it states, and what earlier attempts left for it.
+
+Every statement carries the attempt's number. When another process has taken the operation over, the journal refuses it
+and the attempt is told to stop.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import orjson
+
+from ktrdr_ops.core.artifacts import Artifact, ObjectStore, Publication
+from ktrdr_ops.core.cancellation import CancellationToken
+from ktrdr_ops.core.clock import micros
+from ktrdr_ops.core.errors import KtrdrOpsError
+from ktrdr_ops.core.events import (
+    ArtifactPublished,
+    Checkpointed,
+    Fact,
+    Json,
+    Progressed,
+    RequestRetried,
+    StepCompleted,
+    WaitEnded,
+    WaitStarted,
+)
+from ktrdr_ops.core.journal import history
+from ktrdr_ops.core.journal.decisions import Claim, Draft, Say
+from ktrdr_ops.core.journal.history import Catalogue
+from ktrdr_ops.core.journal.journal import Journal
+from ktrdr_ops.core.progress import GenericProgressManager, GenericProgressState
+from ktrdr_ops.core.redaction import CHECKPOINT_BYTES, EVENT_BYTES, stored_payload, strict
+
+if TYPE_CHECKING:
+    from ktrdr_ops.core.host_service import Retry
+    from ktrdr_ops.core.orchestration import AsyncOperation
+
+T = TypeVar("T")
+
+RunChild = Callable[..., Awaitable[Json]]
+
+
+@dataclass(slots=True)
+class Left:
+    """What earlier attempts left: the values of completed steps, and the last checkpoint."""
+
+    steps: dict[str, Json] = field(default_factory=dict)
+    checkpoint: Checkpointed | None = None
+
+
+async def left_by_earlier(journal: Journal, claim: Claim) -> Left:
+    """What a resumed operation goes on from; nothing for a new one."""
+    if not claim.resumed:
+        return Left()
+    return Left(
+        await history.steps(journal, claim.operation_id),
+        await history.last_checkpoint(journal, claim.operation_id),
+    )
+
+
+class Attempt:
+    """One process's try at an operation. Operation functions get it as their fourth argument."""
+
+    def __init__(
+        self,
+        operation: AsyncOperation,
+        claim: Claim,
+        journal: Journal,
+        token: CancellationToken,
+        objects: ObjectStore,
+        left: Left,
+        run_child: RunChild,
+    ) -> None:
+        self.operation = operation
+        self.number = claim.attempt
+        self.journal = journal
+        self.token = token
+        self.objects = objects
+        self.catalogue = Catalogue(journal)
+        self.progress: GenericProgressManager
+        self._steps = left.steps
+        self._checkpoint = left.checkpoint
+        self._run_child = run_child
+
+    @property
+    def steps(self) -> Mapping[str, Json]:
+        """The values of the steps completed by this or an earlier attempt, by name."""
+        return MappingProxyType(self._steps)
+
+    def now(self) -> datetime:
+        """The journal's clock, UTC."""
+        return self.journal.clock()
+
+    async def step(self, name: str, func: Callable[[], T | Awaitable[T]]) -> T:
+        """Do a named piece of work once, ever: a later attempt is given the value that the journal holds.
+
+        The value must be JSON. Raises InvalidValue when it is not, or is larger than an event (64 KiB).
+        """
+        if name not in self._steps:
+            self.token.check_cancellation_point(self.operation.operation_id)
+            value = func()
+            if inspect.isawaitable(value):
+                value = await cast("Awaitable[T]", value)
+            await self.complete_step(name, value)
+        return cast("T", self._steps[name])
+
+    async def complete_step(self, name: str, value: Json = None, *, publish: Sequence[Publication] = ()) -> None:
+        """Record a step that was done, together with what it published, in one transaction. Durable on return."""
+        stored = strict(value, f"step {name}")
+        facts = [_published(publication) for publication in publish]
+        await self._state(*facts, StepCompleted(name=name, value=stored))
+        self._steps[name] = stored
+
+    async def publish(self, *publications: Publication) -> list[Artifact]:
+        """Record what is in the object store already. Durable on return; raises JournalCorrupt when it is not there."""
+        for publication in publications:
+            self.objects.read(publication.object)
+        last = await self._state(*(_published(publication) for publication in publications))
+        events = await self.journal.read(self.operation.operation_id, after=last - len(publications), until=last)
+        return [history.artifact(event) for event in events]
+
+    async def checkpoint(self, value: Json) -> None:
+        """Keep state that a later attempt goes on from. Past 1 MiB it goes to the object store."""
+        stored = strict(value, "checkpoint", limit=1 << 40)
+        content = orjson.dumps(stored)
+        large = len(content) > CHECKPOINT_BYTES - EVENT_BYTES
+        fact = Checkpointed(object=self.objects.put(content)) if large else Checkpointed(value=stored)
+        await self._state(fact)
+        self._checkpoint = fact
+
+    def restore(self) -> Json:
+        """The last checkpoint's value; None where there is none."""
+        if self._checkpoint is None:
+            return None
+        if self._checkpoint.object is not None:
+            return orjson.loads(self.objects.read(self._checkpoint.object))
+        return self._checkpoint.value
+
+    async def run_child(
+        self,
+        operation_type: str,
+        *,
+        progress_callback: Callable[[GenericProgressState], None] | None = None,
+        **parameters: Any,
+    ) -> Json:
+        """Run another operation as a child of this one; gives its journaled result.
+
+        A child that an earlier attempt completed is not run again. Cancelling this operation cancels the child.
+        """
+        return await self._run_child(self, operation_type, parameters, progress_callback)
+
+    def retried(self, retry: Retry) -> None:
+        """Record that a request failed and will be tried again. For any thread; never blocks."""
+        self._say(
+            RequestRetried(
+                service=retry.service,
+                method=retry.method,
+                path=retry.path,
+                attempt=retry.attempt,
+                reason=retry.reason[:2000],
+                wait_seconds=retry.wait_seconds,
+            )
+        )
+
+    @asynccontextmanager
+    async def waiting(self, reason: str, seconds: float | None = None) -> AsyncIterator[None]:
+        """Say that the operation waits for something outside, for about so many seconds."""
+        began = self.now()
+        until = None if seconds is None else micros(began + timedelta(seconds=seconds))
+        self._say(WaitStarted(reason=reason, until=until))
+        try:
+            yield
+        finally:
+            waited = (self.now() - began).total_seconds()
+            self._say(WaitEnded(reason=reason, seconds=waited))
+
+    def progressed(self, state: GenericProgressState) -> None:
+        """Record a progress update (the progress manager's sink)."""
+        base = self.operation.context
+        eta = state.estimated_remaining
+        self._say(
+            Progressed(
+                step=state.current_step,
+                percentage=state.percentage,
+                message=state.message,
+                items=state.items_processed,
+                total_items=state.total_items,
+                eta_seconds=None if eta is None else eta.total_seconds(),
+                context={
+                    key: value for key, value in state.context.items() if key not in base or base[key] is not value
+                },
+            )
+        )
+
+    async def end(self, fact: Fact) -> None:
+        """State the terminal event."""
+        await self._state(fact)
+
+    async def _state(self, *facts: Fact) -> int:
+        position: int = await self.journal.append(Say(tuple(self._draft(fact) for fact in facts)))
+        return position
+
+    def _draft(self, fact: Fact) -> Draft:
+        return Draft(self.operation.operation_id, self.number, fact, stored_payload(fact))
+
+    def _say(self, fact: Fact) -> None:
+        self.journal.say(self.operation.operation_id, self.number, fact, self._refused)
+
+    def _refused(self, error: KtrdrOpsError) -> None:
+        self.token.cancel(str(error), "journal", interrupt=True)
+
+
+def _published(publication: Publication) -> ArtifactPublished:
+    return ArtifactPublished(
+        kind=publication.kind,
+        key=publication.key,
+        object=publication.object,
+        sha256=publication.sha256,
+        size=publication.size,
+        metadata=strict(publication.metadata, f"metadata of {publication.key}"),
+        name=publication.name,
+    )

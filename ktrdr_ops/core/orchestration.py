@@ -1,0 +1,458 @@
+"""The framework: runs any operation from its first event to its last.
+
+    claim → progress and token → the operation function → its terminal event → progress → cleanup
+
+It knows no HTTP and no text beyond the generic words. Each operation has a manager, a token and an attempt of its own;
+the manager given to the framework is their template.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ktrdr_ops.core.artifacts import ObjectStore
+from ktrdr_ops.core.attempt import Attempt, left_by_earlier
+from ktrdr_ops.core.cancellation import CancellationSystem, CancellationToken
+from ktrdr_ops.core.clock import micros, moment
+from ktrdr_ops.core.errors import (
+    InvalidValue,
+    JournalError,
+    KtrdrOpsError,
+    OperationCancelledException,
+    OperationFailed,
+    OperationInterrupted,
+    OwnershipLost,
+)
+from ktrdr_ops.core.events import Cancelled, CancelRequested, Completed, Failed, Interrupted, Json, Submitted
+from ktrdr_ops.core.journal import history
+from ktrdr_ops.core.journal.decisions import Cancel, Claim, Resume, Start
+from ktrdr_ops.core.journal.journal import Journal, open_journal
+from ktrdr_ops.core.journal.watch import CancelWatch
+from ktrdr_ops.core.progress import GenericProgressManager, GenericProgressState, ProgressRenderer
+from ktrdr_ops.core.redaction import strict
+from ktrdr_ops.core.task_manager import AsyncTaskManager
+
+if TYPE_CHECKING:
+    from ktrdr_ops.core.domain import OperationProvider
+    from ktrdr_ops.core.host_service import AsyncHostService
+
+GRACE_SECONDS = 0.25
+"""How long a cancelled operation function may take to stop by itself before its task is cancelled."""
+_LAST_TRIES = 3
+
+_ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+_MAX_ID = 120
+
+ProgressCallback = Callable[[GenericProgressState], None]
+
+
+@dataclass
+class AsyncOperation:
+    """A generic operation, before and while it runs; it holds no live state.
+
+    ``operation_id`` is the readable beginning; the function is given a copy with the whole id. ``key`` says what it works
+    on (default: the readable id), ``parameters`` what it was asked (default: the context); a start with an equal key and
+    equal parameters goes on with an attempt that ended without a result.
+    """
+
+    operation_id: str
+    operation_type: str
+    total_steps: int
+    estimated_duration: timedelta | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    parameters: dict[str, Any] | None = None
+    parent_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How to begin: ``fresh`` starts anew, ``resume`` names the operation to go on with, ``steal`` takes it over."""
+
+    fresh: bool = False
+    resume: str | None = None
+    steal: bool = False
+    reason: str = "resumed"
+
+
+def digest(parameters: Mapping[str, Json]) -> str:
+    """Equal parameters have equal digests: the SHA-256 of their JSON with sorted keys."""
+    return hashlib.sha256(orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class AsyncOrchestrationFramework:
+    """Runs operations with cancellation, progress, error handling and a journal.
+
+    ``journal=None`` makes one in a temporary directory, gone at exit. ``resolve`` gives the provider of an operation
+    type (for children and resumes by type).
+    """
+
+    def __init__(
+        self,
+        progress_manager: GenericProgressManager,
+        cancellation_system: CancellationSystem,
+        host_service: AsyncHostService | None = None,
+        *,
+        journal: Journal | None = None,
+        objects: ObjectStore | None = None,
+        resolve: Callable[[str], OperationProvider] | None = None,
+    ) -> None:
+        self.progress_manager = progress_manager
+        self.cancellation_system = cancellation_system
+        self.host_service = host_service
+        self.tasks = AsyncTaskManager()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if journal is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="ktrdr-ops-")
+            journal = open_journal(Path(self._temporary.name) / "journal.db")
+        self.journal = journal
+        self.objects = objects or ObjectStore(journal.path.parent / "objects")
+        self._resolve = resolve
+        self._watch = CancelWatch(journal)
+
+    async def execute_operation(
+        self,
+        operation: AsyncOperation,
+        operation_func: Callable[..., Any],
+        progress_renderer: ProgressRenderer | None = None,
+        *,
+        progress_callback: ProgressCallback | None = None,
+        summarise: Callable[[Any], Json] | None = None,
+        how: How | None = None,
+    ) -> Any:
+        """Run an operation and give what its function returns.
+
+        ``operation_func`` takes (operation, progress_manager, cancellation_token, attempt), or the first two or three of
+        them; a function that is not async runs in a thread. Raises what it raises, OperationCancelledException,
+        OperationInterrupted, KeyIsLive, OwnershipLost, InvalidValue (parameters that cannot be stored), JournalError.
+        """
+        how = how or How()
+        operation = _checked(operation)
+        claim = await self._claim(operation, how)
+        operation = replace(operation, operation_id=claim.operation_id)
+        token = self.cancellation_system.create_cancellation_token(claim.operation_id)
+        self._watch.add(claim.operation_id, claim.position, self._canceller(token))
+        try:
+            left = await left_by_earlier(self.journal, claim)
+            attempt = Attempt(operation, claim, self.journal, token, self.objects, left, self._run_child)
+            progress = self.progress_manager.bound(
+                renderer=progress_renderer,
+                sink=attempt.progressed,
+                token=token,
+                clock=self.journal.clock,
+                callback=progress_callback,
+            )
+            attempt.progress = progress
+            progress.start_operation(operation)
+            return await self._run(attempt, operation_func, summarise)
+        finally:
+            self._watch.remove(claim.operation_id)
+            self.cancellation_system.cleanup_token(claim.operation_id)
+
+    async def run(
+        self,
+        operation_type: str,
+        parameters: Mapping[str, Any],
+        *,
+        parent_id: str | None = None,
+        progress_callback: ProgressCallback | None = None,
+        how: How | None = None,
+    ) -> Any:
+        """Run an operation of a known type with its provider."""
+        provider = self.resolve(operation_type)
+        operation = provider.operation(provider.validate(parameters))
+        return await self.execute_operation(
+            replace(operation, parent_id=parent_id),
+            provider.perform,
+            provider.renderer(),
+            progress_callback=progress_callback,
+            summarise=provider.summarise,
+            how=how,
+        )
+
+    async def resume(
+        self,
+        operation_id: str,
+        *,
+        steal: bool = False,
+        reason: str = "resumed",
+        progress_callback: ProgressCallback | None = None,
+    ) -> Any:
+        """Another attempt at an operation, with the parameters that it was asked with."""
+        asked = await history.submitted(self.journal, operation_id)
+        how = How(resume=operation_id, steal=steal, reason=reason)
+        return await self.run(
+            asked.operation_type,
+            asked.parameters,
+            parent_id=asked.parent_id,
+            progress_callback=progress_callback,
+            how=how,
+        )
+
+    async def cancel_operation(self, operation_id: str, reason: str = "cancelled", requested_by: str = "caller") -> bool:
+        """Ask an operation to stop, wherever it runs. Gives True when the request is recorded, False for an unknown id;
+        raises OperationFinished when it is over."""
+        try:
+            await self.journal.append(Cancel(operation_id, requested_by, reason, self.journal.owner()))
+        except KtrdrOpsError as error:
+            if error.code == "not_found":
+                return False
+            raise
+        return True
+
+    def interrupt_all(self, reason: str) -> int:
+        """This process was told to go: end what runs here as ``interrupted``, so that another attempt goes on."""
+        return self.cancellation_system.cancel_all_operations(reason, "signal", interrupt=True)
+
+    def resolve(self, operation_type: str) -> OperationProvider:
+        """The provider of a type. Raises InvalidValue that names what is missing."""
+        if self._resolve is None:
+            raise InvalidValue(f"no provider for the operation type {operation_type!r} is known to this framework")
+        return self._resolve(operation_type)
+
+    async def aclose(self) -> None:
+        """End what runs here as interrupted, then close the temporary journal, if it has one."""
+        self.interrupt_all("its framework was closed")
+        await self.tasks.shutdown()
+        if self._temporary is not None:
+            await self.journal.aclose()
+            self._temporary.cleanup()
+
+    async def _claim(self, operation: AsyncOperation, how: How) -> Claim:
+        owner = self.journal.owner()
+        if how.resume is not None:
+            resumed: Claim = await self.journal.append(Resume(how.resume, owner, how.steal, how.reason))
+            return resumed
+        parameters = strict(operation.context if operation.parameters is None else operation.parameters)
+        submitted = Submitted(
+            operation_type=operation.operation_type,
+            key=operation.key or operation.operation_id,
+            total_steps=operation.total_steps,
+            parameters=parameters,
+            digest=digest(parameters),
+            context=strict(operation.context, "context"),
+            parent_id=operation.parent_id,
+            estimated_seconds=operation.estimated_duration and operation.estimated_duration.total_seconds(),
+        )
+        started: Claim = await self.journal.append(Start(operation.operation_id, submitted, owner, how.fresh))
+        return started
+
+    def _canceller(self, token: CancellationToken) -> Callable[[CancelRequested, int], None]:
+        def cancel(asked: CancelRequested, at: int) -> None:
+            token.cancel(asked.reason, asked.requested_by)
+            if token.requested_by == asked.requested_by:
+                token.requested_at = moment(at)
+
+        return cancel
+
+    async def _run(self, attempt: Attempt, func: Callable[..., Any], summarise: Callable[[Any], Json] | None) -> Any:
+        token = attempt.token
+        try:
+            value = await self._supervise(attempt, _called(func, attempt))
+            result = _summary(value, summarise)
+        except (OwnershipLost, JournalError):
+            attempt.progress.end_operation("The journal refused this attempt")
+            raise
+        except (OperationCancelledException, asyncio.CancelledError) as error:
+            if not token.is_cancelled():
+                token.cancel(str(error) or "its task was cancelled", "task")
+            await _shielded(self._stopped(attempt))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise _stop_error(attempt, error) from None
+        except Exception as error:  # whatever an operation function raises is recorded, then raised again
+            await _shielded(self._failed(attempt, error))
+            raise
+        await _shielded(attempt.end(Completed(result=result)))
+        attempt.progress.complete_operation()
+        return value
+
+    async def _supervise(self, attempt: Attempt, coroutine: Awaitable[Any]) -> Any:
+        """Await the function; after a cancel it may stop by itself for a moment, then its task is cancelled."""
+        token = attempt.token
+        task = self.tasks.start(attempt.operation.operation_id, coroutine)
+        stop = asyncio.ensure_future(token.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for _ in range(_LAST_TRIES):
+                if task.done():
+                    break
+                await asyncio.wait({task}, timeout=GRACE_SECONDS)
+                task.cancel()
+            if not task.done():
+                await asyncio.wait({task})
+        except asyncio.CancelledError:
+            token.cancel("its task was cancelled", "task")
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+        finally:
+            stop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await stop
+        try:
+            return task.result()
+        except asyncio.CancelledError:
+            raise OperationCancelledException(f"{attempt.operation.operation_id} was cancelled: {token.reason}") from None
+
+    async def _stopped(self, attempt: Attempt) -> None:
+        token = attempt.token
+        if token.interrupting:
+            await attempt.end(Interrupted(reason=token.reason or "told to go"))
+            attempt.progress.end_operation("Operation interrupted")
+            return
+        requested = token.requested_at
+        latency = None if requested is None else (micros(attempt.now()) - micros(requested)) / 1000
+        await attempt.end(
+            Cancelled(
+                requested_by=token.requested_by or "caller", reason=token.reason or "cancelled", latency_ms=latency
+            )
+        )
+        attempt.progress.end_operation("Operation cancelled")
+
+    async def _failed(self, attempt: Attempt, error: Exception) -> None:
+        known = isinstance(error, KtrdrOpsError)
+        document = error.document() if isinstance(error, KtrdrOpsError) else {}
+        message = document.get("message") or f"{type(error).__name__}: {error}"
+        details = error.details if isinstance(error, KtrdrOpsError) else {}
+        await attempt.end(
+            Failed(
+                code=str(document.get("code", "exception")),
+                message=str(strict(str(message)[:8000].encode("utf-8", "replace").decode(), "message")),
+                hint=document.get("hint"),
+                result=_summary(details.get("result"), None) if known else None,
+            )
+        )
+        if isinstance(error, KtrdrOpsError):
+            error.details.setdefault("operation_id", attempt.operation.operation_id)
+        else:
+            error.add_note(f"operation {attempt.operation.operation_id}, attempt {attempt.number}")
+        attempt.progress.end_operation(f"Operation failed: {message}")
+
+    async def _run_child(self, parent: Attempt, operation_type: str, parameters: Mapping[str, Any], callback: ProgressCallback | None = None) -> Json:
+        provider = self.resolve(operation_type)
+        operation = provider.operation(provider.validate(parameters))
+        parent_id = parent.operation.operation_id
+        wanted = digest(strict(operation.context if operation.parameters is None else operation.parameters))
+        key = operation.key or operation.operation_id
+        mine = [
+            state
+            for state in await history.children(self.journal, parent_id)
+            if state.key == key and state.digest == wanted
+        ]
+        if mine and mine[-1].status == "completed":
+            return mine[-1].result
+        ended: list[str] = []
+
+        def forward(state: GenericProgressState) -> None:
+            if not ended:
+                ended.append(state.operation_id)
+                parent.token.add_callback(lambda: self._cancel_child(parent, state.operation_id))
+            if callback is not None:
+                callback(state)
+
+        await self.execute_operation(
+            replace(operation, parent_id=parent_id),
+            provider.perform,
+            provider.renderer(),
+            progress_callback=forward,
+            summarise=provider.summarise,
+            how=How(resume=mine[-1].operation_id) if mine and not mine[-1].live else None,
+        )
+        return (await self.journal.state(ended[0])).result
+
+    def _cancel_child(self, parent: Attempt, operation_id: str) -> None:
+        token = self.cancellation_system.get_token(operation_id)
+        if token is not None:
+            asked = parent.token
+            token.cancel(asked.reason or "cancelled", asked.requested_by or "parent", interrupt=asked.interrupting)
+
+
+def _checked(operation: AsyncOperation) -> AsyncOperation:
+    """A copy of its own. Raises InvalidValue for an id with other characters than ``A-Z a-z 0-9 _ . -``, or too long."""
+    if not operation.operation_id or not set(operation.operation_id) <= _ID or len(operation.operation_id) > _MAX_ID:
+        raise InvalidValue(
+            f"{operation.operation_id[:60]!r} cannot be the beginning of an operation id",
+            hint=f"At most {_MAX_ID} of the characters A-Z a-z 0-9 _ . -",
+        )
+    if operation.total_steps < 1:
+        raise InvalidValue(f"an operation has at least one step, not {operation.total_steps}")
+    return replace(operation, context=dict(operation.context))
+
+
+def _called(func: Callable[..., Any], attempt: Attempt) -> Awaitable[Any]:
+    arguments = (attempt.operation, attempt.progress, attempt.token, attempt)
+    given = arguments[: _how_many(func)]
+    if inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None)):  # noqa: B004  # an object whose __call__ is async
+        called: Awaitable[Any] = func(*given)
+        return called
+    return _in_thread(func, given)
+
+
+async def _in_thread(func: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+    value = await asyncio.to_thread(func, *given)
+    return await value if inspect.isawaitable(value) else value
+
+
+def _how_many(func: Callable[..., Any]) -> int:
+    """How many of its four arguments an operation function takes."""
+    kinds = [parameter.kind for parameter in inspect.signature(func).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return 4
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = sum(kind in positional for kind in kinds)
+    if not 2 <= taken <= 4:
+        raise InvalidValue("an operation function takes (operation, progress_manager[, cancellation_token[, attempt]])")
+    return taken
+
+
+def _summary(value: Any, summarise: Callable[[Any], Json] | None) -> Json:
+    if summarise is not None:
+        return strict(summarise(value), "result")
+    try:
+        return strict(value, "result")
+    except InvalidValue:
+        return {"type": type(value).__name__}
+
+
+def _stop_error(attempt: Attempt, error: BaseException) -> KtrdrOpsError:
+    operation_id = attempt.operation.operation_id
+    if attempt.token.interrupting:
+        return OperationInterrupted(
+            f"{operation_id} was interrupted: {attempt.token.reason}",
+            hint=f"Go on: ktrdr-ops resume {operation_id}",
+            operation_id=operation_id,
+        )
+    if isinstance(error, OperationCancelledException):
+        error.details["operation_id"] = operation_id
+        return error
+    return OperationFailed(str(error), operation_id=operation_id)
+
+
+async def _shielded(statement: Awaitable[None]) -> None:
+    """Await a statement to the journal to its end, whatever happens to the task that makes it."""
+    task = asyncio.ensure_future(statement)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except Exception:  # raised below, from the task itself
+            break
+    task.result()
+    if cancelled is not None:
+        raise cancelled
