@@ -1,7 +1,7 @@
 """The one place where the parts are put together.
 
-    with open_app() as app:                    # its loop runs in a thread of its own, so it works in notebooks
-    async with open_app_async() as app:        # the awaited twin
+with open_app() as app:                    # its loop runs in a thread of its own, so it works in notebooks
+async with open_app_async() as app:        # the awaited twin
 """
 
 from __future__ import annotations
@@ -160,12 +160,16 @@ class AsyncApp:
         that ended without a result."""
         return await self.framework.run(operation_type, parameters, progress_callback=progress_callback, how=how)
 
-    async def resume(self, reference: str, *, steal: bool = False, progress_callback: ProgressCallback | None = None) -> Any:
+    async def resume(
+        self, reference: str, *, steal: bool = False, progress_callback: ProgressCallback | None = None
+    ) -> Any:
         """Another attempt at an operation."""
         operation_id = await history.find(self.journal, reference)
         return await self.framework.resume(operation_id, steal=steal, progress_callback=progress_callback)
 
-    async def recover(self, *, side_by_side: int = 4, progress_callback: ProgressCallback | None = None) -> tuple[list[Outcome], list[Plan]]:
+    async def recover(
+        self, *, side_by_side: int = 4, progress_callback: ProgressCallback | None = None
+    ) -> tuple[list[Outcome], list[Plan]]:
         """Resume what was interrupted and can go on; gives what became of it and what was left alone."""
         from ktrdr_ops.core.recovery import recover
 
@@ -287,7 +291,11 @@ class SyncJournal:
             while True:
                 event = self._loop.wait(_next(tail))
                 yield event
-                if operation_id is not None and event.event_class == "terminal" and not self._goes_on(operation_id, event):
+                if (
+                    operation_id is not None
+                    and event.event_class == "terminal"
+                    and not self._goes_on(operation_id, event)
+                ):
                     return
         finally:
             self._loop.wait(_closed(tail))
@@ -318,9 +326,18 @@ class App:
         """Serve one more domain in this application."""
         self._app.register(domain)
 
-    def run(self, operation_type: str, *, progress_callback: ProgressCallback | None = None, how: How | None = None, **parameters: Any) -> Any:
+    def run(
+        self,
+        operation_type: str,
+        *,
+        progress_callback: ProgressCallback | None = None,
+        how: How | None = None,
+        **parameters: Any,
+    ) -> Any:
         """Run an operation of an installed type and give what it returns."""
-        return self._loop.wait(self._app.run(operation_type, progress_callback=progress_callback, how=how, **parameters))
+        return self._loop.wait(
+            self._app.run(operation_type, progress_callback=progress_callback, how=how, **parameters)
+        )
 
     def resume(self, reference: str, *, steal: bool = False, progress_callback: ProgressCallback | None = None) -> Any:
         """Another attempt at an operation."""
@@ -371,4 +388,3 @@ def open_app(
             loop.wait(opening.__aexit__(None, None, None))
     finally:
         loop.close()
-

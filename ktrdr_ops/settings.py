@@ -36,14 +36,20 @@ class Settings:
     """
 
     journal: Path = field(default_factory=lambda: _home() / "journal.db", metadata={"help": "the journal's file"})
-    data_dir: Path = field(default_factory=lambda: _home() / "data", metadata={"help": "the folder of the series that people read"})
-    models_dir: Path = field(default_factory=lambda: _home() / "models", metadata={"help": "the folder of trained models"})
+    data_dir: Path = field(
+        default_factory=lambda: _home() / "data", metadata={"help": "the folder of the series that people read"}
+    )
+    models_dir: Path = field(
+        default_factory=lambda: _home() / "models", metadata={"help": "the folder of trained models"}
+    )
     ib_host_url: str = field(default="http://localhost:5001", metadata={"help": "the IB host service"})
     training_host_url: str = field(default="http://localhost:5002", metadata={"help": "the training host service"})
     pacing: bool = field(default=True, metadata={"help": "keep to IB's request limits"})
     data_format: str = field(default="parquet", metadata={"help": "how series are written: parquet or csv"})
     as_of: str | None = field(default=None, metadata={"help": "what 'now' is for loads; empty is the clock"})
-    sandbox: bool = field(default=False, metadata={"help": "use the embedded hosts, with a journal and data of their own"})
+    sandbox: bool = field(
+        default=False, metadata={"help": "use the embedded hosts, with a journal and data of their own"}
+    )
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, name: str) -> str:
@@ -52,9 +58,7 @@ class Settings:
 
     def document(self) -> dict[str, dict[str, Any]]:
         """Each value with its origin, as ``config`` prints it."""
-        return {
-            name: {"value": _plain(getattr(self, name)), "origin": self.origin(name)} for name in names()
-        }
+        return {name: {"value": _plain(getattr(self, name)), "origin": self.origin(name)} for name in names()}
 
 
 def names() -> tuple[str, ...]:
@@ -101,7 +105,7 @@ def _in_sandbox(settings: Settings) -> Settings:
     home = _home() / "sandbox"
     if "journal" in named:
         home = settings.journal.parent
-    apart = {
+    apart: dict[str, Any] = {
         "journal": home / "journal.db",
         "data_dir": home / "data",
         "models_dir": home / "models",
@@ -117,7 +121,9 @@ SANDBOX_AS_OF = "2013-03-02T00:00:00+00:00"
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    found = {name: environment[f"KTRDR_OPS_{name.upper()}"] for name in names() if f"KTRDR_OPS_{name.upper()}" in environment}
+    found = {
+        name: environment[f"KTRDR_OPS_{name.upper()}"] for name in names() if f"KTRDR_OPS_{name.upper()}" in environment
+    }
     for name, variable in _USERS_OWN.items():
         if name not in found and variable in environment:
             found[name] = environment[variable]

@@ -78,7 +78,9 @@ class ObjectStore:
 
 
 def replace_durably(target: Path, content: bytes) -> None:
-    """Put a whole file in the place of ``target``: readers see the old or the new one, a power cut leaves one of both."""
+    """Put a whole file in the place of ``target``: readers see the old or the new one, a power cut leaves one of
+    both.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

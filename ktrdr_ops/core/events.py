@@ -1,9 +1,9 @@
 """What can happen to an operation: a closed set of facts.
 
-Each fact is a frozen dataclass with a literal ``type`` (its stored name, never a class path), a ``class`` (what an older
-reader goes by when it does not know the type) and a ``version``. ``load()`` turns a stored payload into its fact; a type
-or version that this release does not know becomes ``Opaque`` and is kept, hashed and shown, but changes state only by
-its class.
+Each fact is a frozen dataclass with a literal ``type`` (its stored name, never a class path), a ``class`` (what an
+older reader goes by when it does not know the type) and a ``version``. ``load()`` turns a stored payload into its
+fact; a type or version that this release does not know becomes ``Opaque`` and is kept, hashed and shown, but changes
+state only by its class.
 
 Times are integer microseconds since 1970-01-01 UTC.
 """
@@ -297,9 +297,9 @@ def load(type_: str, event_class: EventClass, version: int, stored: bytes) -> Fa
 class Event:
     """A fact as the journal holds it.
 
-    ``position`` is the gapless order of the whole journal, ``sequence`` that of one operation, both from 1. ``at`` is in
-    microseconds UTC. ``operation_id`` is ``""`` for what concerns the journal itself; ``attempt`` is None for what no
-    attempt says (submitted, cancel requests, notes).
+    ``position`` is the gapless order of the whole journal, ``sequence`` that of one operation, both from 1. ``at`` is
+    in microseconds UTC. ``operation_id`` is ``""`` for what concerns the journal itself; ``attempt`` is None for what
+    no attempt says (submitted, cancel requests, notes).
     """
 
     position: int

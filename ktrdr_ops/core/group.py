@@ -37,7 +37,9 @@ class GroupProvider(OperationProvider):
         """Every child's parameters validated by its own provider."""
         children = raw.get("children")
         if not isinstance(children, list | tuple) or not 0 < len(children) <= MAX_CHILDREN:
-            raise InvalidValue(f"a group has 1 to {MAX_CHILDREN} children", hint='children=[{"type": …, "parameters": {…}}]')
+            raise InvalidValue(
+                f"a group has 1 to {MAX_CHILDREN} children", hint='children=[{"type": …, "parameters": {…}}]'
+            )
         validated = []
         for child in children:
             provider = self._resolve(child["type"])

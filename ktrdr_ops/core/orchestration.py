@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import inspect
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -61,9 +61,9 @@ ProgressCallback = Callable[[GenericProgressState], None]
 class AsyncOperation:
     """A generic operation, before and while it runs; it holds no live state.
 
-    ``operation_id`` is the readable beginning; the function is given a copy with the whole id. ``key`` says what it works
-    on (default: the readable id), ``parameters`` what it was asked (default: the context); a start with an equal key and
-    equal parameters goes on with an attempt that ended without a result.
+    ``operation_id`` is the readable beginning; the function is given a copy with the whole id. ``key`` says what it
+    works on (default: the readable id), ``parameters`` what it was asked (default: the context); a start with an
+    equal key and equal parameters goes on with an attempt that ended without a result.
     """
 
     operation_id: str
@@ -133,8 +133,8 @@ class AsyncOrchestrationFramework:
     ) -> Any:
         """Run an operation and give what its function returns.
 
-        ``operation_func`` takes (operation, progress_manager, cancellation_token, attempt), or the first two or three of
-        them; a function that is not async runs in a thread. Raises what it raises, OperationCancelledException,
+        ``operation_func`` takes (operation, progress_manager, cancellation_token, attempt), or the first two or three
+        of them; a function that is not async runs in a thread. Raises what it raises, OperationCancelledException,
         OperationInterrupted, KeyIsLive, OwnershipLost, InvalidValue (parameters that cannot be stored), JournalError.
         """
         how = how or How()
@@ -200,7 +200,9 @@ class AsyncOrchestrationFramework:
             how=how,
         )
 
-    async def cancel_operation(self, operation_id: str, reason: str = "cancelled", requested_by: str = "caller") -> bool:
+    async def cancel_operation(
+        self, operation_id: str, reason: str = "cancelled", requested_by: str = "caller"
+    ) -> bool:
         """Ask an operation to stop, wherever it runs. Gives True when the request is recorded, False for an unknown id;
         raises OperationFinished when it is over."""
         try:
@@ -235,6 +237,7 @@ class AsyncOrchestrationFramework:
             resumed: Claim = await self.journal.append(Resume(how.resume, owner, how.steal, how.reason))
             return resumed
         parameters = strict(operation.context if operation.parameters is None else operation.parameters)
+        estimate = operation.estimated_duration
         submitted = Submitted(
             operation_type=operation.operation_type,
             key=operation.key or operation.operation_id,
@@ -243,7 +246,7 @@ class AsyncOrchestrationFramework:
             digest=digest(parameters),
             context=strict(operation.context, "context"),
             parent_id=operation.parent_id,
-            estimated_seconds=operation.estimated_duration and operation.estimated_duration.total_seconds(),
+            estimated_seconds=None if estimate is None else estimate.total_seconds(),
         )
         started: Claim = await self.journal.append(Start(operation.operation_id, submitted, owner, how.fresh))
         return started
@@ -278,7 +281,7 @@ class AsyncOrchestrationFramework:
         attempt.progress.complete_operation()
         return value
 
-    async def _supervise(self, attempt: Attempt, coroutine: Awaitable[Any]) -> Any:
+    async def _supervise(self, attempt: Attempt, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Await the function; after a cancel it may stop by itself for a moment, then its task is cancelled."""
         token = attempt.token
         task = self.tasks.start(attempt.operation.operation_id, coroutine)
@@ -304,7 +307,9 @@ class AsyncOrchestrationFramework:
         try:
             return task.result()
         except asyncio.CancelledError:
-            raise OperationCancelledException(f"{attempt.operation.operation_id} was cancelled: {token.reason}") from None
+            raise OperationCancelledException(
+                f"{attempt.operation.operation_id} was cancelled: {token.reason}"
+            ) from None
 
     async def _stopped(self, attempt: Attempt) -> None:
         token = attempt.token
@@ -340,7 +345,13 @@ class AsyncOrchestrationFramework:
             error.add_note(f"operation {attempt.operation.operation_id}, attempt {attempt.number}")
         attempt.progress.end_operation(f"Operation failed: {message}")
 
-    async def _run_child(self, parent: Attempt, operation_type: str, parameters: Mapping[str, Any], callback: ProgressCallback | None = None) -> Json:
+    async def _run_child(
+        self,
+        parent: Attempt,
+        operation_type: str,
+        parameters: Mapping[str, Any],
+        callback: ProgressCallback | None = None,
+    ) -> Json:
         provider = self.resolve(operation_type)
         operation = provider.operation(provider.validate(parameters))
         parent_id = parent.operation.operation_id
@@ -380,7 +391,9 @@ class AsyncOrchestrationFramework:
 
 
 def _checked(operation: AsyncOperation) -> AsyncOperation:
-    """A copy of its own. Raises InvalidValue for an id with other characters than ``A-Z a-z 0-9 _ . -``, or too long."""
+    """A copy of its own. Raises InvalidValue for an id with other characters than ``A-Z a-z 0-9 _ . -``, or too
+    long.
+    """
     if not operation.operation_id or not set(operation.operation_id) <= _ID or len(operation.operation_id) > _MAX_ID:
         raise InvalidValue(
             f"{operation.operation_id[:60]!r} cannot be the beginning of an operation id",
@@ -391,11 +404,11 @@ def _checked(operation: AsyncOperation) -> AsyncOperation:
     return replace(operation, context=dict(operation.context))
 
 
-def _called(func: Callable[..., Any], attempt: Attempt) -> Awaitable[Any]:
+def _called(func: Callable[..., Any], attempt: Attempt) -> Coroutine[Any, Any, Any]:
     arguments = (attempt.operation, attempt.progress, attempt.token, attempt)
     given = arguments[: _how_many(func)]
     if inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None)):  # noqa: B004  # an object whose __call__ is async
-        called: Awaitable[Any] = func(*given)
+        called: Coroutine[Any, Any, Any] = func(*given)
         return called
     return _in_thread(func, given)
 
@@ -440,7 +453,7 @@ def _stop_error(attempt: Attempt, error: BaseException) -> KtrdrOpsError:
     return OperationFailed(str(error), operation_id=operation_id)
 
 
-async def _shielded(statement: Awaitable[None]) -> None:
+async def _shielded(statement: Coroutine[Any, Any, None]) -> None:
     """Await a statement to the journal to its end, whatever happens to the task that makes it."""
     task = asyncio.ensure_future(statement)
     cancelled: asyncio.CancelledError | None = None

@@ -1,9 +1,9 @@
 """What a payload may hold: plain JSON, within limits, without secrets.
 
 An append-only file cannot forget, so secrets are replaced by their key's name before anything is hashed. Start
-parameters are strict: what JSON cannot say is refused. Progress never fails for a value: numbers that are not finite are
-tagged, values of numpy and pandas converted, the rest described, and what is too large or too deep replaced by a marker;
-each with one warning a process.
+parameters are strict: what JSON cannot say is refused. Progress never fails for a value: numbers that are not finite
+are tagged, values of numpy and pandas converted, the rest described, and what is too large or too deep replaced by a
+marker; each with one warning a process.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def strict(value: Any, what: str = "parameters", *, limit: int = EVENT_BYTES) ->
     cleaned = _strict(value, what, 0)
     size = len(orjson.dumps(cleaned))
     if size > limit:
-        raise InvalidValue(f"{what}: {size:,} bytes are more than the {limit:,} that an event holds", hint="Put it into a file and name the file.")
+        raise InvalidValue(
+            f"{what}: {size:,} bytes are more than the {limit:,} that an event holds",
+            hint="Put it into a file and name the file.",
+        )
     return cleaned
 
 
@@ -73,14 +76,19 @@ def _strict(value: Any, what: str, depth: int) -> Json:
         case str():
             return _strict_text(value, what)
         case Mapping():
-            return {_strict_text(key, what): REDACTED if is_secret(str(key)) else _strict(inner, f"{what}.{key}", depth + 1) for key, inner in value.items()}
+            return {
+                _strict_text(key, what): REDACTED if is_secret(str(key)) else _strict(inner, f"{what}.{key}", depth + 1)
+                for key, inner in value.items()
+            }
         case list() | tuple():
             return [_strict(inner, f"{what}[{index}]", depth + 1) for index, inner in enumerate(value)]
         case datetime() | date():
             return value.isoformat()
         case PurePath():
             return _strict_text(str(value), what)
-    raise InvalidValue(f"{what}: a {type(value).__name__} cannot be stored", hint="Use text, numbers, lists and mappings.")
+    raise InvalidValue(
+        f"{what}: a {type(value).__name__} cannot be stored", hint="Use text, numbers, lists and mappings."
+    )
 
 
 def _strict_text(value: Any, what: str) -> str:
@@ -113,7 +121,9 @@ def _progress(fact: Progressed) -> bytes:
         kind = type(value)
         if (kind in _PLAIN or (kind is float and isfinite(value))) and not is_secret_cached(key):
             continue
-        context = {_text(key): REDACTED if is_secret(str(key)) else _lenient(value, 0) for key, value in context.items()}
+        context = {
+            _text(key): REDACTED if is_secret(str(key)) else _lenient(value, 0) for key, value in context.items()
+        }
         break
     message = fact.message
     if _may_hold_credentials(message):
@@ -186,7 +196,10 @@ def _lenient(value: Any, depth: int) -> Json:
         case float():
             return value if isfinite(value) else {"$float": repr(value)}
         case Mapping():
-            return {_text(key): REDACTED if is_secret(str(key)) else _lenient(inner, depth + 1) for key, inner in value.items()}
+            return {
+                _text(key): REDACTED if is_secret(str(key)) else _lenient(inner, depth + 1)
+                for key, inner in value.items()
+            }
         case list() | tuple() | set() | frozenset():
             return [_lenient(inner, depth + 1) for inner in value]
         case datetime() | date():

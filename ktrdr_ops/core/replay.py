@@ -39,7 +39,9 @@ def _message(state: OperationState) -> str:
     return "Operation interrupted" if state.status == "interrupted" else state.message
 
 
-async def replay(journal: Journal, operation_id: str, manager: GenericProgressManager) -> AsyncIterator[tuple[Event, OperationState]]:
+async def replay(
+    journal: Journal, operation_id: str, manager: GenericProgressManager
+) -> AsyncIterator[tuple[Event, OperationState]]:
     """One operation's events with the state after each, shown through the manager as they were shown live."""
     state: OperationState | None = None
     async for event in journal.read_all(operation_id):

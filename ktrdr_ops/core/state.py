@@ -225,7 +225,11 @@ def _by_class(state: OperationState, fact: Opaque, event: Event) -> dict[str, An
     """A type from a newer release: what its class says, and no more."""
     match fact.event_class:
         case "terminal":
-            error = {"code": fact.type, "message": f"ended by {fact.type}, which this version does not know", "hint": None}
+            error = {
+                "code": fact.type,
+                "message": f"ended by {fact.type}, which this version does not know",
+                "hint": None,
+            }
             return {**_ended("failed", event), "error": error}
         case "cancel":
             return {"status": "cancelling"} if state.live else {}
@@ -270,8 +274,15 @@ def fold_all(events: Iterable[Event]) -> OperationState | None:
 
 def document(state: OperationState, status: str, *, stalled: bool = False) -> dict[str, Json]:
     """An operation as ``--json`` prints it. ``status`` is the settled one (see ``Journal``); times ISO-8601 UTC."""
-    waiting = state.waiting and {**state.waiting, "since": iso(state.waiting["since"]), "until": iso(state.waiting["until"])}
-    cancellation = state.cancellation and {**state.cancellation, "requested_at": iso(state.cancellation["requested_at"])}
+    waiting = state.waiting and {
+        **state.waiting,
+        "since": iso(state.waiting["since"]),
+        "until": iso(state.waiting["until"]),
+    }
+    cancellation = state.cancellation and {
+        **state.cancellation,
+        "requested_at": iso(state.cancellation["requested_at"]),
+    }
     checkpoint = state.checkpoint and {**state.checkpoint, "at": iso(state.checkpoint["at"]), "steps": state.steps}
     owner = state.owner if state.live else None
     error = state.error

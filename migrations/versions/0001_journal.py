@@ -30,9 +30,9 @@ def upgrade() -> None:
         )
     )
     op.execute(
-        sa.text("INSERT INTO incarnations (number, name, from_position, started_at) VALUES (1, :name, 1, :now)").bindparams(
-            name=secrets.token_bytes(16), now=now
-        )
+        sa.text(
+            "INSERT INTO incarnations (number, name, from_position, started_at) VALUES (1, :name, 1, :now)"
+        ).bindparams(name=secrets.token_bytes(16), now=now)
     )
 
 

@@ -116,7 +116,9 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Ask an operation to stop. Where nobody owns it, it is cancelled here and now, and so are its unfinished children."""
+    """Ask an operation to stop. Where nobody owns it, it is cancelled here and now, and so are its unfinished
+    children.
+    """
 
     operation_id: str
     requested_by: str
@@ -205,7 +207,9 @@ def _resume(request: Resume, view: View) -> Decision:
 def _cancel(request: Cancel, view: View) -> Decision:
     state = _existing(request.operation_id, view)
     if state.status in ("completed", "failed", "cancelled"):
-        raise OperationFinished(f"{state.operation_id} is over: it is {state.status}", hint="There is nothing to cancel.")
+        raise OperationFinished(
+            f"{state.operation_id} is over: it is {state.status}", hint="There is nothing to cancel."
+        )
     decision = Decision(answer=True)
     if owned(state, view):
         if state.status != "cancelling":
@@ -257,7 +261,9 @@ def _claim(decision: Decision, state: OperationState, owner: Owner, reason: str)
     return _claimed(decision, state.operation_id, state.attempt + 1, owner, reason, resumed=state.attempt > 0)
 
 
-def _claimed(decision: Decision, operation_id: str, attempt: int, owner: Owner, reason: str, *, resumed: bool) -> Decision:
+def _claimed(
+    decision: Decision, operation_id: str, attempt: int, owner: Owner, reason: str, *, resumed: bool
+) -> Decision:
     decision.drafts.append(_attempt_started(operation_id, attempt, owner, reason))
     decision.answer = Claim(operation_id, attempt, resumed)
     return decision

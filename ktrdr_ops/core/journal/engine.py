@@ -17,7 +17,9 @@ from typing import Any
 
 from ktrdr_ops.core.errors import InvalidValue, JournalFull, JournalRefused
 
-_NETWORK = frozenset({"nfs", "nfs4", "smbfs", "cifs", "smb2", "smb3", "9p", "afs", "fuse.sshfs", "drvfs", "afpfs", "webdav"})
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "smbfs", "cifs", "smb2", "smb3", "9p", "afs", "fuse.sshfs", "drvfs", "afpfs", "webdav"}
+)
 _SYNCED = re.compile(r"/(Dropbox|OneDrive[^/]*|Google Drive|GoogleDrive|Mobile Documents|iCloud[^/]*)(/|$)")
 _BUSY_MS = 30_000
 
@@ -55,7 +57,9 @@ def connect(path: Path, *, readonly: bool = False, immutable: bool = False) -> A
     mode = "mode=ro" if readonly else "mode=rwc"
     uri = f"{path.absolute().as_uri()}?{mode}{'&immutable=1' if immutable else ''}"
     try:
-        connection = sqlite.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
+        connection = sqlite.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000
+        )
     except sqlite.OperationalError as error:
         raise JournalRefused(f"{path} cannot be opened: {error}", hint=_hint(path)) from error
     try:
@@ -63,7 +67,9 @@ def connect(path: Path, *, readonly: bool = False, immutable: bool = False) -> A
     except sqlite.OperationalError as error:
         connection.close()
         if error.sqlite_errorcode & 0xFF == sqlite.SQLITE_FULL:
-            raise JournalFull(f"no room for the journal {path}", hint="Free some space on that disk; nothing was started.") from error
+            raise JournalFull(
+                f"no room for the journal {path}", hint="Free some space on that disk; nothing was started."
+            ) from error
         raise JournalRefused(f"{path} cannot be used as a journal: {error}", hint=_hint(path)) from error
     except sqlite.DatabaseError as error:
         connection.close()
@@ -98,7 +104,9 @@ def check_file(path: Path, *, writing: bool) -> None:
     if path.exists():
         _check_existing(path, writing=writing)
     elif not writing:
-        raise JournalRefused(f"there is no journal at {path}", hint="Start an operation first, or name the journal with --journal.")
+        raise JournalRefused(
+            f"there is no journal at {path}", hint="Start an operation first, or name the journal with --journal."
+        )
 
 
 def _check_existing(path: Path, *, writing: bool) -> None:
@@ -107,7 +115,10 @@ def _check_existing(path: Path, *, writing: bool) -> None:
     if not os.access(path, os.R_OK):
         raise JournalRefused(f"{path} may not be read by this user", hint=_hint(path))
     if writing and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        raise JournalRefused(f"{path} is read-only for this user", hint="Reading works: list, show, replay, journal verify. " + _hint(path))
+        raise JournalRefused(
+            f"{path} is read-only for this user",
+            hint="Reading works: list, show, replay, journal verify. " + _hint(path),
+        )
 
 
 def _hint(path: Path) -> str:

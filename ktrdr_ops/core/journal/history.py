@@ -68,7 +68,10 @@ async def list_operations(
         value, position = _cursor(cursor)
         where += f" AND ({column}, first_position) < (?, ?)"
         parameters += [value, position]
-    sql = f"SELECT state, {column}, first_position FROM operations WHERE {where} ORDER BY {column} DESC, first_position DESC LIMIT ?"
+    sql = (
+        f"SELECT state, {column}, first_position FROM operations WHERE {where}"
+        f" ORDER BY {column} DESC, first_position DESC LIMIT ?"
+    )
     rows = await journal.rows(sql, (*parameters, limit + 1))
     shown = rows[:limit]
     more = orjson.dumps(list(shown[-1][1:])).hex() if len(rows) > limit else None
@@ -84,7 +87,8 @@ def _cursor(cursor: str) -> list[Any]:
 
 
 async def _where(journal: Journal, chosen: Filter) -> tuple[str, list[Any]]:
-    terms, parameters = ["1"], []
+    terms: list[str] = ["1"]
+    parameters: list[Any] = []
     for column, value in (("operation_type", chosen.operation_type), ("parent_id", chosen.parent_id)):
         if value is not None:
             terms.append(f"{column} = ?")
@@ -97,7 +101,9 @@ async def _where(journal: Journal, chosen: Filter) -> tuple[str, list[Any]]:
         parameters.append(chosen.since)
     if chosen.grep is not None:
         text = "%" + chosen.grep.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-        terms.append("(operation_id LIKE ? ESCAPE '\\' OR key LIKE ? ESCAPE '\\' OR CAST(state AS TEXT) LIKE ? ESCAPE '\\')")
+        terms.append(
+            "(operation_id LIKE ? ESCAPE '\\' OR key LIKE ? ESCAPE '\\' OR CAST(state AS TEXT) LIKE ? ESCAPE '\\')"
+        )
         parameters += [text] * 3
     if chosen.status is not None:
         term, values = await _status_term(journal, chosen.status)
@@ -126,7 +132,8 @@ async def interrupted(journal: Journal) -> list[OperationState]:
     """What was interrupted and not superseded by a later operation of the same key, oldest first."""
     sql = (
         "SELECT state FROM operations o WHERE status IN ('interrupted', 'running', 'cancelling') AND NOT EXISTS"
-        " (SELECT 1 FROM operations l WHERE l.key = o.key AND l.first_position > o.first_position) ORDER BY first_position"
+        " (SELECT 1 FROM operations l WHERE l.key = o.key AND l.first_position > o.first_position)"
+        " ORDER BY first_position"
     )
     states = [OperationState.restored(row[0]) for row in await journal.rows(sql)]
     return [state for state in states if journal.status(state) == "interrupted"]
@@ -143,7 +150,9 @@ async def find(journal: Journal, reference: str) -> str:
     ``@failed``. Raises OperationNotFound, or AmbiguousOperation that lists the candidates."""
     if reference.startswith("@"):
         return await _named(journal, reference)
-    exact = await journal.rows("SELECT operation_id FROM operations WHERE operation_id = ? OR suffix = ?", (reference, reference))
+    exact = await journal.rows(
+        "SELECT operation_id FROM operations WHERE operation_id = ? OR suffix = ?", (reference, reference)
+    )
     if len(exact) == 1:
         return str(exact[0][0])
     escaped = reference.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
@@ -156,7 +165,9 @@ async def find(journal: Journal, reference: str) -> str:
         raise OperationNotFound(f"there is no operation {reference[:80]!r}", hint="See what there is: ktrdr-ops list")
     if len(found) > 1:
         more = ", …" if len(found) > 10 else ""
-        raise AmbiguousOperation(f"{reference!r} is more than one operation: {', '.join(found[:10])}{more}", hint="Give more of the id.")
+        raise AmbiguousOperation(
+            f"{reference!r} is more than one operation: {', '.join(found[:10])}{more}", hint="Give more of the id."
+        )
     return str(found[0])
 
 
@@ -166,7 +177,9 @@ async def _named(journal: Journal, reference: str) -> str:
         raise InvalidValue(f"{reference!r} names no operation", hint=f"One of: {', '.join(wanted)}, or an id.")
     page = await list_operations(journal, Filter(status=wanted[reference]), limit=1)
     if not page.states:
-        raise OperationNotFound(f"there is no operation that {reference} could mean", hint="See what there is: ktrdr-ops list")
+        raise OperationNotFound(
+            f"there is no operation that {reference} could mean", hint="See what there is: ktrdr-ops list"
+        )
     return page.states[0].operation_id
 
 
@@ -193,19 +206,26 @@ async def steps(journal: Journal, operation_id: str) -> dict[str, Json]:
 
 async def last_checkpoint(journal: Journal, operation_id: str) -> Checkpointed | None:
     """Its last checkpoint."""
-    sql = f"SELECT {EVENT_COLUMNS} FROM events WHERE operation_id = ? AND type = 'checkpointed' ORDER BY sequence DESC LIMIT 1"
+    sql = (
+        f"SELECT {EVENT_COLUMNS} FROM events WHERE operation_id = ? AND type = 'checkpointed'"
+        " ORDER BY sequence DESC LIMIT 1"
+    )
     rows = await journal.rows(sql, (operation_id,))
     fact = Event(*rows[0]).fact if rows else None
     return fact if isinstance(fact, Checkpointed) else None
 
 
-async def state_at(journal: Journal, operation_id: str, *, position: int | None = None, at: int | None = None) -> OperationState | None:
+async def state_at(
+    journal: Journal, operation_id: str, *, position: int | None = None, at: int | None = None
+) -> OperationState | None:
     """The state as it was at a position or time; None where it had not begun. Of the progress between two other events
     only the last is folded: it is absolute."""
     bound, value = ("position", position) if position is not None else ("at", at)
     if value is None:
         raise InvalidValue("state_at needs a position or a time")
-    limit = await journal.rows(f"SELECT max(sequence) FROM events WHERE operation_id = ? AND {bound} <= ?", (operation_id, value))
+    limit = await journal.rows(
+        f"SELECT max(sequence) FROM events WHERE operation_id = ? AND {bound} <= ?", (operation_id, value)
+    )
     last = limit[0][0]
     if last is None:
         return None
@@ -214,8 +234,7 @@ async def state_at(journal: Journal, operation_id: str, *, position: int | None 
         f" UNION ALL SELECT * FROM (SELECT {EVENT_COLUMNS} FROM events WHERE operation_id = ?1 AND sequence <= ?2"
         " AND type = 'progressed' ORDER BY sequence DESC LIMIT 1) ORDER BY sequence"
     )
-    state = fold_all(Event(*row) for row in await journal.rows(sql, (operation_id, last)))
-    return state
+    return fold_all(Event(*row) for row in await journal.rows(sql, (operation_id, last)))
 
 
 class Catalogue:
@@ -225,7 +244,9 @@ class Catalogue:
         self._journal = journal
 
     async def latest(self, kind: str, key: str, *, as_of: str | int | None = None) -> Artifact | None:
-        """The last artifact of this kind and key; ``as_of`` is a position, or the id of the operation that published it."""
+        """The last artifact of this kind and key; ``as_of`` is a position, or the id of the operation that published
+        it.
+        """
         terms: list[str] = []
         parameters: list[Any] = []
         if isinstance(as_of, int):
@@ -235,13 +256,17 @@ class Catalogue:
         found = await self._select(kind, "= ?", key, terms, parameters, 1)
         return found[0] if found else None
 
-    async def list(self, kind: str, key_prefix: str = "", *, operation_id: str | None = None, limit: int = 10_000) -> list[Artifact]:
+    async def every(
+        self, kind: str, key_prefix: str = "", *, operation_id: str | None = None, limit: int = 10_000
+    ) -> list[Artifact]:
         """Artifacts of a kind whose key begins so, the latest first."""
         terms, parameters = (["operation_id = ?"], [operation_id]) if operation_id else ([], [])
         escaped = "".join(f"[{char}]" if char in "*?[" else char for char in key_prefix)
         return await self._select(kind, "GLOB ?", escaped + "*", terms, parameters, limit)
 
-    async def _select(self, kind: str, comparison: str, key: str, terms: Sequence[str], parameters: Sequence[Any], limit: int) -> list[Artifact]:
+    async def _select(
+        self, kind: str, comparison: str, key: str, terms: Sequence[str], parameters: Sequence[Any], limit: int
+    ) -> list[Artifact]:
         where = " AND ".join(
             (
                 "type = 'artifact_published'",

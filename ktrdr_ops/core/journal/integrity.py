@@ -3,7 +3,8 @@
     hash = SHA-256(previous hash ‖ header ‖ SHA-256(payload))
 
 The header is length-prefixed field by field, so no two events have the same bytes. The first event's previous hash is
-made of the journal's random id. The incarnation is part of each header: after a restore the same facts hash differently.
+made of the journal's random id. The incarnation is part of each header: after a restore the same facts hash
+differently.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ class Journal:
         sql = f"SELECT {EVENT_COLUMNS} FROM events WHERE {where} ORDER BY position LIMIT ?"
         return [Event(*row) for row in await self.rows(sql, (*parameters, limit))]
 
-    async def read_all(self, operation_id: str | None = None, *, after: int = 0, until: int | None = None) -> AsyncIterator[Event]:
+    async def read_all(
+        self, operation_id: str | None = None, *, after: int = 0, until: int | None = None
+    ) -> AsyncIterator[Event]:
         """Every event behind a position up to another, page by page."""
         while page := await self.read(operation_id, after=after, until=until):
             for event in page:
@@ -218,7 +220,9 @@ def open_journal(path: Path | str, *, readonly: bool = False, clock: Clock = utc
             found._uses += 1
             return found
         if found is not None:
-            raise JournalError(f"{path} is open for reading in this process", hint="Close it, then open it for writing.")
+            raise JournalError(
+                f"{path} is open for reading in this process", hint="Close it, then open it for writing."
+            )
         journal = _open_for_reading(path, clock) if readonly else _open_for_writing(path, clock)
         _OPEN[_key(path)] = journal
         return journal
@@ -272,7 +276,9 @@ def _version(connection: Any, path: Path) -> str | None:
     try:
         return schema.version(connection)
     except engine.sqlite.DatabaseError as error:
-        raise JournalRefused(f"{path} is not a journal: {error}", hint="Nothing was changed. Name another file with --journal.") from error
+        raise JournalRefused(
+            f"{path} is not a journal: {error}", hint="Nothing was changed. Name another file with --journal."
+        ) from error
 
 
 def _bring_up_to_date(connection: Any, path: Path, lock: LockFile) -> None:

@@ -35,7 +35,11 @@ _FLOCK = "qqihh" if _BSD else "hhqqi4x"
 
 
 def _flock(kind: int, offset: int) -> bytes:
-    return struct.pack(_FLOCK, offset, 1, 0, kind, os.SEEK_SET) if _BSD else struct.pack(_FLOCK, kind, os.SEEK_SET, offset, 1, 0)
+    return (
+        struct.pack(_FLOCK, offset, 1, 0, kind, os.SEEK_SET)
+        if _BSD
+        else struct.pack(_FLOCK, kind, os.SEEK_SET, offset, 1, 0)
+    )
 
 
 def _holder(answer: bytes) -> tuple[int, int]:

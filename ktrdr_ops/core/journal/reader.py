@@ -32,14 +32,16 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[aiosqlite.Connection]] = WeakKeyDictionary()
+        self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[aiosqlite.Connection]] = (
+            WeakKeyDictionary()
+        )
         self._guard = threading.Lock()
 
     async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query. Raises JournalCorrupt where the file is damaged, JournalError else."""
         connection = await self._connection()
         try:
-            return list(await connection.execute_fetchall(sql, parameters))
+            return [tuple(row) for row in await connection.execute_fetchall(sql, parameters)]
         except engine.sqlite.OperationalError as error:
             raise JournalError(f"the journal could not be read: {error}") from error
         except engine.sqlite.DatabaseError as error:

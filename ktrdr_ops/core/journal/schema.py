@@ -47,7 +47,9 @@ def migrate(connection: Any, lock: LockFile) -> None:
         upgrade(connection)
     except engine.sqlite.OperationalError as error:
         if error.sqlite_errorcode & 0xFF == engine.sqlite.SQLITE_FULL:
-            raise JournalFull("no room for a new journal", hint="Free some space on that disk; nothing was started.") from error
+            raise JournalFull(
+                "no room for a new journal", hint="Free some space on that disk; nothing was started."
+            ) from error
         raise
 
 

@@ -44,7 +44,9 @@ class CancelWatch:
             self._handlers[operation_id] = (after, handler)
             if self._thread is None:
                 self._ended = threading.Event()
-                self._thread = threading.Thread(target=self._run, args=(self._ended,), name="ktrdr-ops-cancels", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._ended,), name="ktrdr-ops-cancels", daemon=True
+                )
                 self._thread.start()
 
     def remove(self, operation_id: str) -> None:

@@ -89,8 +89,8 @@ class Writer:
         return future
 
     def say(self, said: Draft, refused: Callable[[KtrdrOpsError], None] | None = None) -> None:
-        """Queue progress. It is on disk within 50 ms; the caller never waits. ``refused`` (which must not block) is told
-        when the attempt has lost the operation."""
+        """Queue progress. It is on disk within 50 ms; the caller never waits. ``refused`` (which must not block) is
+        told when the attempt has lost the operation."""
         item = _Item(Say((said,)), micros(self._clock()), len(said.payload) + _OVERHEAD, None, refused)
         self._put(item, said)
 
@@ -102,7 +102,12 @@ class Writer:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was queued before is written (or refused). False when the time is over."""
         with self._wake:
-            return self._wake.wait_for(lambda: not self._queue and not self._busy or self._stopped is not None, timeout)
+            return self._wake.wait_for(
+                lambda: (not self._queue and not self._busy) or self._stopped is not None, timeout
+            )
+
+    def _idle(self) -> bool:
+        return self._stopped is not None or (not self._queue and not self._busy)
 
     def close(self, timeout: float = 30.0) -> None:
         """Write what is queued, then end the thread and the connection."""
@@ -347,7 +352,9 @@ def _answer(decision: Decision, position: int) -> Any:
 def _as_journal_error(error: Exception) -> JournalError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == engine.sqlite.SQLITE_FULL:
-        return JournalFull("there is no room left for the journal", hint="Free some space on its disk; nothing was half-written.")
+        return JournalFull(
+            "there is no room left for the journal", hint="Free some space on its disk; nothing was half-written."
+        )
     if code == engine.sqlite.SQLITE_READONLY:
         return JournalError("the journal became read-only", hint="Check its permissions and its disk.")
     return JournalError(f"nothing was appended: {error}", hint="ktrdr-ops doctor")
