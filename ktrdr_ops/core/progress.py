@@ -229,7 +229,7 @@ class GenericProgressManager:
             state.current_step = step
             state.items_processed = self._whole(items_processed, state.items_processed)
             state.message = message if type(message) is str else self._text(message)
-            state.context = self._merged(context) if context else self._base
+            state.context = self._base if context is None else self._merged(context)
             percentage = self._percentage(state, step_range)
             if percentage > state.percentage:
                 state.percentage = percentage
