@@ -32,11 +32,11 @@ from ktrdr_ops.core.events import (
     WaitStarted,
 )
 from ktrdr_ops.core.journal import history
-from ktrdr_ops.core.journal.decisions import Claim, Draft, Say
+from ktrdr_ops.core.journal.decisions import Claim, Draft, Say, draft
 from ktrdr_ops.core.journal.history import Catalogue
 from ktrdr_ops.core.journal.journal import Journal
 from ktrdr_ops.core.progress import GenericProgressManager, GenericProgressState
-from ktrdr_ops.core.redaction import CHECKPOINT_BYTES, EVENT_BYTES, stored_payload, strict
+from ktrdr_ops.core.redaction import CHECKPOINT_BYTES, EVENT_BYTES, strict
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.host_service import Retry
@@ -208,7 +208,7 @@ class Attempt:
         return position
 
     def _draft(self, fact: Fact) -> Draft:
-        return Draft(self.operation.operation_id, self.number, fact, stored_payload(fact))
+        return draft(self.operation.operation_id, self.number, fact)
 
     def _say(self, fact: Fact) -> None:
         self.journal.say(self.operation.operation_id, self.number, fact, self._refused)

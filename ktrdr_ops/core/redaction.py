@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date, datetime
 from math import isfinite
 from pathlib import PurePath
@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from ktrdr_ops.core.errors import InvalidValue
-from ktrdr_ops.core.events import Checkpointed, Fact, Json, Progressed
+from ktrdr_ops.core.events import Checkpointed, Fact, Json, Progressed, payload
 
 EVENT_BYTES = 64 * 1024
 CHECKPOINT_BYTES = 1024 * 1024
@@ -101,21 +101,27 @@ def _strict_text(value: Any, what: str) -> str:
     return redact_text(value)
 
 
-def stored_payload(fact: Fact) -> bytes:
-    """The stored form of what an attempt states: always one, whatever the values are."""
+def storable(fact: Fact) -> tuple[Fact, bytes]:
+    """The fact as it can be stored, and its stored form. Progress always has one, whatever its values are.
+
+    Raises InvalidValue for another fact that is larger than an event (64 KiB) or a checkpoint (1 MiB) may be.
+    """
     if isinstance(fact, Progressed):
         return _progress(fact)
-    stored = orjson.dumps(fact)
+    texts = {f.name: getattr(fact, f.name) for f in fields(fact)}
+    cleaned = {name: redact_text(_text(text)) for name, text in texts.items() if isinstance(text, str)}
+    fact = replace(fact, **{name: text for name, text in cleaned.items() if text != texts[name]})  # type: ignore[arg-type]  # each text goes back where it came from
+    stored = payload(fact)
     limit = CHECKPOINT_BYTES if isinstance(fact, Checkpointed) else EVENT_BYTES
     if len(stored) > limit:
         raise InvalidValue(
             f"{fact.type}: {len(stored):,} bytes are more than the {limit:,} that such an event holds",
             hint="Publish it as an artifact, or checkpoint it.",
         )
-    return stored
+    return fact, stored
 
 
-def _progress(fact: Progressed) -> bytes:
+def _progress(fact: Progressed) -> tuple[Fact, bytes]:
     context = fact.context
     for key, value in context.items():
         kind = type(value)
@@ -128,11 +134,13 @@ def _progress(fact: Progressed) -> bytes:
     message = fact.message
     if _may_hold_credentials(message):
         message = redact_text(message)
-    changed = context is not fact.context or message is not fact.message
-    stored = _dump(replace(fact, context=context, message=message) if changed else fact)
-    if stored is not None and len(stored) <= EVENT_BYTES:
-        return stored
-    return _shrunk(fact, context, message)
+    if context is not fact.context or message is not fact.message:
+        fact = replace(fact, context=context, message=message)
+    stored = _dump(fact)
+    if stored is None or len(stored) > EVENT_BYTES:
+        fact = _shrunk(fact)
+        stored = payload(fact)
+    return fact, stored
 
 
 def _may_hold_credentials(message: str) -> bool:
@@ -158,15 +166,16 @@ def is_secret_cached(key: Any) -> bool:
 
 def _dump(fact: Progressed) -> bytes | None:
     try:
-        return orjson.dumps(fact)
+        return payload(fact)
     except TypeError:
         return None
 
 
-def _shrunk(fact: Progressed, context: Mapping[str, Json], message: str) -> bytes:
+def _shrunk(fact: Progressed) -> Progressed:
     """What is left when the whole does not fit or cannot be said: the largest values give way to markers."""
     smaller: dict[str, Json] = {}
     room = EVENT_BYTES - 8 * 1024
+    context = fact.context
     for key, value in sorted(context.items(), key=lambda pair: len(_described(pair[1]))):
         text = _text(key)[:200]
         cleaned = _lenient(value, 0)
@@ -180,7 +189,7 @@ def _shrunk(fact: Progressed, context: Mapping[str, Json], message: str) -> byte
         if room <= 0:
             smaller["$more"] = f"{len(context) - len(smaller)} values left out"
             break
-    return orjson.dumps(replace(fact, context=smaller, message=_text(message)[:4000]))
+    return replace(fact, context=smaller, message=_text(fact.message)[:4000])
 
 
 def _lenient(value: Any, depth: int) -> Json:

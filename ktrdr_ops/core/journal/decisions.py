@@ -20,9 +20,9 @@ from ktrdr_ops.core.events import (
     Interrupted,
     Noted,
     Submitted,
-    payload,
 )
 from ktrdr_ops.core.journal.ownership import Owner
+from ktrdr_ops.core.redaction import storable
 from ktrdr_ops.core.state import OperationState
 
 GONE = "the process that ran it is gone"
@@ -61,8 +61,8 @@ class Draft:
 
 
 def draft(operation_id: str, attempt: int | None, fact: Fact) -> Draft:
-    """A draft whose payload is made here."""
-    return Draft(operation_id, attempt, fact, payload(fact))
+    """A draft of the fact as it can be stored. Raises InvalidValue when it is too large to be."""
+    return Draft(operation_id, attempt, *storable(fact))
 
 
 @dataclass(frozen=True, slots=True)

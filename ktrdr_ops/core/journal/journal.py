@@ -20,11 +20,10 @@ from ktrdr_ops.core.clock import Clock, micros, utc_now
 from ktrdr_ops.core.errors import InvalidValue, JournalError, JournalRefused, KtrdrOpsError, OperationNotFound
 from ktrdr_ops.core.events import Event, Fact
 from ktrdr_ops.core.journal import engine, schema
-from ktrdr_ops.core.journal.decisions import Draft, Request, Settle
+from ktrdr_ops.core.journal.decisions import Request, Settle, draft
 from ktrdr_ops.core.journal.ownership import LockFile, Owner, lock_file
 from ktrdr_ops.core.journal.reader import Reader, connect_for_reading
 from ktrdr_ops.core.journal.writer import Writer
-from ktrdr_ops.core.redaction import stored_payload
 from ktrdr_ops.core.state import OperationState
 
 EVENT_COLUMNS = "position, operation_id, sequence, attempt, type, class, version, at, payload, writer, hash"
@@ -88,7 +87,7 @@ class Journal:
 
         ``refused`` is told in the writer's thread when the attempt has lost the operation.
         """
-        self._writing().say(Draft(operation_id, attempt, fact, stored_payload(fact)), refused)
+        self._writing().say(draft(operation_id, attempt, fact), refused)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until what was queued is on disk. False when the time is over."""

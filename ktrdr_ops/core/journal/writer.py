@@ -74,6 +74,7 @@ class Writer:
         self._queue: deque[_Item] = deque()
         self._bytes = 0
         self._last: dict[str, _Item] = {}
+        self._skipped: dict[str, int] = {}
         self._wake = threading.Condition()
         self._busy = False
         self._closing = False
@@ -91,6 +92,8 @@ class Writer:
     def say(self, said: Draft, refused: Callable[[KtrdrOpsError], None] | None = None) -> None:
         """Queue progress. It is on disk within 50 ms; the caller never waits. ``refused`` (which must not block) is
         told when the attempt has lost the operation."""
+        if said.operation_id in self._skipped:
+            said = _with_skipped(said, self._skipped[said.operation_id])
         item = _Item(Say((said,)), micros(self._clock()), len(said.payload) + _OVERHEAD, None, refused)
         self._put(item, said)
 
@@ -144,11 +147,10 @@ class Writer:
         queued = self._last.get(said.operation_id)
         if queued is None or not isinstance(queued.request, Say) or not isinstance(said.fact, Progressed):
             return False
-        earlier = queued.request.drafts[0].fact
-        if not isinstance(earlier, Progressed):
+        if not isinstance(queued.request.drafts[0].fact, Progressed):
             return False
-        fact = replace(said.fact, skipped=max(earlier.skipped, said.fact.skipped) + 1)
-        queued.request = Say((draft(said.operation_id, said.attempt, fact),))
+        skipped = self._skipped[said.operation_id] = self._skipped.get(said.operation_id, 0) + 1
+        queued.request = Say((_with_skipped(said, skipped),))
         return True
 
     def _run(self) -> None:
@@ -318,6 +320,14 @@ class Writer:
             self._wake.notify_all()
         waiting = [item for item in batch if item.future is not None and not item.future.done()]
         self._tell(waiting, [stopped] * len(waiting))
+
+
+def _with_skipped(said: Draft, skipped: int) -> Draft:
+    """The same progress, which says how many updates of its operation were left out until now."""
+    if not isinstance(said.fact, Progressed):
+        return said
+    fact = replace(said.fact, skipped=skipped)
+    return draft(said.operation_id, said.attempt, fact)
 
 
 def _identity(connection: Any) -> tuple[bytes, bytes]:

@@ -1,0 +1,42 @@
+"""A framework over a real journal."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktrdr_ops.core.cancellation import CancellationSystem
+from ktrdr_ops.core.journal.journal import open_journal
+from ktrdr_ops.core.orchestration import AsyncOperation, AsyncOrchestrationFramework
+from ktrdr_ops.core.progress import GenericProgressManager
+
+
+class Shown:
+    """What a person was shown."""
+
+    def __init__(self) -> None:
+        self.states: list = []
+
+    def __call__(self, state) -> None:
+        self.states.append(state)
+
+    @property
+    def messages(self) -> list[str]:
+        return [state.message for state in self.states]
+
+
+@pytest.fixture
+def shown() -> Shown:
+    return Shown()
+
+
+@pytest.fixture
+async def framework(tmp_path, shown):
+    journal = open_journal(tmp_path / "journal.db")
+    made = AsyncOrchestrationFramework(GenericProgressManager(callback=shown), CancellationSystem(), journal=journal)
+    yield made
+    await made.aclose()
+    await journal.aclose()
+
+
+def operation(name: str = "work", **more) -> AsyncOperation:
+    return AsyncOperation(**{"operation_id": name, "operation_type": "work_type", "total_steps": 4, **more})
