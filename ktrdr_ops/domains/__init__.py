@@ -1,0 +1,1 @@
+"""What kinds of work there are. Each domain knows its own words; none knows another."""
