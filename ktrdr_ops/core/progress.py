@@ -335,7 +335,7 @@ class GenericProgressManager:
                 self._complain("renderer", "the progress renderer of %s failed: %r", state.operation_id, error)
         try:
             callback(state)
-        except Exception as error:  # the same
+        except Exception as error:  # a screen that is gone must not break it either
             self._complain("callback", "the progress callback of %s failed: %r", state.operation_id, error)
 
     def _complain(self, what: str, text: str, *arguments: object) -> None:
