@@ -23,7 +23,7 @@ def run(*command: str, **kw: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT))
     return next(folder.glob("*.whl"))

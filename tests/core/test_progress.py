@@ -388,25 +388,29 @@ def test_an_update_is_a_check_point_and_leaves_no_trace_when_it_stops():
     assert state_of(manager).message == "Operation cancelled"
 
 
-def test_updates_from_many_threads_reach_the_sink_in_the_order_of_the_changes():
-    kept: list[tuple[float, int]] = []
-    manager = started(
-        lambda state: None,
-        sink=lambda state: kept.append((state.percentage, state.items_processed)),
-        operation=Operation(total_steps=1),
-    )
+def test_updates_from_many_threads_reach_the_sink_whole_and_in_the_order_of_the_changes():
+    kept: list[tuple[float, int, str]] = []
+    passing = threading.Event()
+
+    def keep(state: GenericProgressState) -> None:
+        seen = (state.percentage, state.items_processed, state.message)
+        passing.wait(1e-6)  # lets the other threads run in the middle of it
+        assert seen == (state.percentage, state.items_processed, state.message)
+        kept.append(seen)
+
+    manager = started(lambda state: None, sink=keep, operation=Operation(total_steps=1))
     start = threading.Barrier(4)
 
     def work(number: int) -> None:
         start.wait()
-        for item in range(500):
-            manager.update_progress(1, "x", item * 4 + number, total_items=2000, step_range=(0, 100))
+        for item in range(number, 400, 4):
+            manager.update_progress(1, str(item), item, total_items=400, step_range=(0, 100))
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
-    percentages = [percentage for percentage, _ in kept]
-    assert len(kept) == 2000
-    assert sorted(item for _, item in kept) == list(range(2000))
+    percentages = [percentage for percentage, _, _ in kept]
+    assert sorted(item for _, item, _ in kept) == list(range(400))
+    assert all(message == str(item) for _, item, message in kept)
     assert percentages == sorted(percentages)
 
 
@@ -472,6 +476,8 @@ def test_a_shown_state_stays_the_callers():
     manager = GenericProgressManager(lambda told: told.context.clear(), Shouting())
     manager.show(state)
     assert (state.message, state.context) == ("Fetching", {"name": "spring"})
+    manager.update_progress(4, "later")
+    assert (state.message, state.current_step) == ("Fetching", 3)
 
 
 # In what words
