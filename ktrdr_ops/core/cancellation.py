@@ -194,6 +194,13 @@ class CancellationSystem:
                 self._tokens[operation_id] = token
         return token
 
+    def name_token(self, token: CancellationToken, operation_id: str) -> None:
+        """A token that was made before its operation had an id is that operation's from now on."""
+        token.operation_id = operation_id
+        with self._lock:
+            self._nameless.discard(token)
+            self._tokens[operation_id] = token
+
     def get_token(self, operation_id: str) -> CancellationToken | None:
         """The live token of an operation."""
         with self._lock:

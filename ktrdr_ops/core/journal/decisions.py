@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ktrdr_ops.core.errors import KeyIsLive, OperationFinished, OperationNotFound, OwnershipLost
 from ktrdr_ops.core.events import (
@@ -50,9 +50,8 @@ class View(Protocol):
         """The readable beginning with a suffix that no other operation has."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A fact about to be appended, with its stored form."""
+class Draft(NamedTuple):
+    """A fact about to be appended, with its stored form. A draft alone is a request too: progress of an attempt."""
 
     operation_id: str
     attempt: int | None
@@ -139,7 +138,7 @@ class Note:
     fact: Noted
 
 
-Request = Start | Resume | Say | Cancel | Settle | Note
+Request = Start | Resume | Say | Draft | Cancel | Settle | Note
 
 
 def decide(request: Request, view: View) -> Decision:
@@ -155,13 +154,22 @@ def owned(state: OperationState, view: View) -> bool:
 
 def _say(request: Say, view: View) -> Decision:
     for said in request.drafts:
-        state = _existing(said.operation_id, view)
-        if state.attempt != said.attempt or not state.live:
-            raise OwnershipLost(
-                f"attempt {said.attempt} of {said.operation_id} is over: it is {state.status}, attempt {state.attempt}",
-                hint=f"See what happened: ktrdr-ops show {said.operation_id}",
-            )
+        _fence(said, view)
     return Decision(list(request.drafts))
+
+
+def _progress(request: Draft, view: View) -> Decision:
+    _fence(request, view)
+    return Decision([request])
+
+
+def _fence(said: Draft, view: View) -> None:
+    state = _existing(said.operation_id, view)
+    if state.attempt != said.attempt or not state.live:
+        raise OwnershipLost(
+            f"attempt {said.attempt} of {said.operation_id} is over: it is {state.status}, attempt {state.attempt}",
+            hint=f"See what happened: ktrdr-ops show {said.operation_id}",
+        )
 
 
 def _start(request: Start, view: View) -> Decision:
@@ -284,6 +292,7 @@ def _cancelled_unowned(state: OperationState, owner: Owner, requested_by: str, r
 
 _DECIDERS: dict[type[Request], Callable[..., Decision]] = {
     Say: _say,
+    Draft: _progress,
     Start: _start,
     Resume: _resume,
     Cancel: _cancel,

@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ktrdr_ops.core.clock import Clock, micros
+from ktrdr_ops.core.clock import Clock, in_micros
 from ktrdr_ops.core.errors import JournalError, JournalFull, JournalStopped, KtrdrOpsError
 from ktrdr_ops.core.events import Event, Progressed
 from ktrdr_ops.core.journal import engine
@@ -65,7 +65,7 @@ class Writer:
     def __init__(self, connection: Any, lock: LockFile, clock: Clock, *, queue_bytes: int = QUEUE_BYTES) -> None:
         self._connection = connection
         self._lock = lock
-        self._clock = clock
+        self._now = in_micros(clock)
         self._limit = queue_bytes
         self._nonce = secrets.token_bytes(8)
         self._projection = Projection(connection, lock.alive)
@@ -75,7 +75,8 @@ class Writer:
         self._bytes = 0
         self._last: dict[str, _Item] = {}
         self._skipped: dict[str, int] = {}
-        self._wake = threading.Condition()
+        self._guard = threading.Lock()
+        self._wake = threading.Condition(self._guard)
         self._busy = False
         self._closing = False
         self._stopped: JournalStopped | None = None
@@ -86,7 +87,7 @@ class Writer:
         """Queue a request; its future holds the answer once it is on disk, or the reason why not."""
         future: Future[Any] = Future()
         size = sum(len(said.payload) for said in request.drafts) if isinstance(request, Say) else 0
-        self._put(_Item(request, micros(self._clock()), size + _OVERHEAD, future), None)
+        self._put(_Item(request, self._now(), size + _OVERHEAD, future), None)
         return future
 
     def say(self, said: Draft, refused: Callable[[KtrdrOpsError], None] | None = None) -> None:
@@ -94,7 +95,7 @@ class Writer:
         told when the attempt has lost the operation."""
         if said.operation_id in self._skipped:
             said = _with_skipped(said, self._skipped[said.operation_id])
-        item = _Item(Say((said,)), micros(self._clock()), len(said.payload) + _OVERHEAD, None, refused)
+        item = _Item(said, self._now(), len(said.payload) + _OVERHEAD, None, refused)
         self._put(item, said)
 
     def on_commit(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -104,7 +105,7 @@ class Writer:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was queued before is written (or refused). False when the time is over."""
-        with self._wake:
+        with self._guard:
             return self._wake.wait_for(
                 lambda: (not self._queue and not self._busy) or self._stopped is not None, timeout
             )
@@ -114,7 +115,7 @@ class Writer:
 
     def close(self, timeout: float = 30.0) -> None:
         """Write what is queued, then end the thread and the connection."""
-        with self._wake:
+        with self._guard:
             self._closing = True
             self._wake.notify_all()
         if self._thread is not None:
@@ -124,7 +125,7 @@ class Writer:
         self._connection.close()
 
     def _put(self, item: _Item, progress: Draft | None) -> None:
-        with self._wake:
+        with self._guard:
             if self._stopped is not None or self._closing:
                 if progress is not None:
                     return
@@ -145,12 +146,12 @@ class Writer:
 
     def _replace_last(self, said: Draft) -> bool:
         queued = self._last.get(said.operation_id)
-        if queued is None or not isinstance(queued.request, Say) or not isinstance(said.fact, Progressed):
+        if queued is None or not isinstance(queued.request, Draft) or not isinstance(said.fact, Progressed):
             return False
-        if not isinstance(queued.request.drafts[0].fact, Progressed):
+        if not isinstance(queued.request.fact, Progressed):
             return False
         skipped = self._skipped[said.operation_id] = self._skipped.get(said.operation_id, 0) + 1
-        queued.request = Say((_with_skipped(said, skipped),))
+        queued.request = _with_skipped(said, skipped)
         return True
 
     def _run(self) -> None:
@@ -165,12 +166,12 @@ class Writer:
                 self._stop(batch, error)
                 return
             finally:
-                with self._wake:
+                with self._guard:
                     self._busy = False
                     self._wake.notify_all()
 
     def _take(self) -> list[_Item]:
-        with self._wake:
+        with self._guard:
             self._wake.wait_for(lambda: self._queue or self._closing)
             batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
             self._bytes -= sum(item.size for item in batch)
@@ -301,7 +302,7 @@ class Writer:
         waiting = [item for item in batch if item.future is not None]
         self._tell(waiting, [told] * len(waiting))
         kept = [item for item in batch if item.future is None]
-        with self._wake:
+        with self._guard:
             if kept and not self._closing:
                 self._queue.extendleft(reversed(kept))
                 self._bytes += sum(item.size for item in kept)
@@ -313,7 +314,7 @@ class Writer:
             f"the journal's writer stopped: {error}; whether the last {len(batch)} requests are kept is unknown",
             hint="Check the disk, then start again: opening the journal settles what is there.",
         )
-        with self._wake:
+        with self._guard:
             self._stopped = stopped
             batch = batch + list(self._queue)
             self._queue.clear()
