@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 Clock = Callable[[], datetime]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ORIGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -19,7 +19,7 @@ def utc_now() -> datetime:
 
 def micros(moment: datetime) -> int:
     """Microseconds since 1970-01-01 UTC of an aware moment."""
-    return (moment - _EPOCH) // _MICROSECOND
+    return (moment - _ORIGIN) // _MICROSECOND
 
 
 def in_micros(clock: Clock) -> Callable[[], int]:
@@ -33,7 +33,7 @@ def _system_micros() -> int:
 
 def moment(at: int) -> datetime:
     """The aware UTC datetime of microseconds since 1970-01-01 UTC."""
-    return _EPOCH + timedelta(microseconds=at)
+    return _ORIGIN + timedelta(microseconds=at)
 
 
 def iso(at: int | None) -> str | None:
