@@ -125,7 +125,7 @@ def parse_moment(text: str) -> datetime:
 def parse_host_data(data: str) -> tuple[pd.DataFrame, int]:
     """The bars of a host's ``data`` string, and how many times came twice. Raises HostAnswerWrong."""
     try:
-        pairs = json.loads(data, object_Pairs_hook=_Pairs)
+        pairs = json.loads(data, object_pairs_hook=_Pairs)
         rows = [(_micros(at), [_number(bar, name) for name in COLUMNS]) for at, bar in pairs.items]
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
         raise HostAnswerWrong(f"the host's bars cannot be read: {type(error).__name__}: {error}") from error

@@ -6,6 +6,7 @@ period's midnight; that is enough for bars stamped with the exchange's date, its
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -80,6 +81,8 @@ def _months(number: Times) -> Times:
 def _sessions(name: str, last_year: int) -> tuple[Times, Times, Times]:
     import exchange_calendars
 
+    # It still reads times as pandas 3.0 had them. Ignored for good: `catch_warnings` is not safe in threads.
+    warnings.filterwarnings("ignore", message="Series.values returning an ndarray that drops timezone")
     schedule = exchange_calendars.get_calendar(name, start=_FIRST, end=f"{last_year}-12-31").schedule
     opens = schedule["open"].dt.tz_convert("UTC").dt.tz_localize(None)
     closes = schedule["close"].dt.tz_convert("UTC").dt.tz_localize(None)

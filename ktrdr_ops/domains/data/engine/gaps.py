@@ -1,9 +1,10 @@
 """What is missing between what is stored and what is asked for.
 
 A period (see ``calendar``) is missing when the market traded, no bar of it is stored, and no earlier request covered
-it: an answer without bars is an answer, too. Missing periods that follow one another are one gap; a gap reaches over the
-closed days beside it, so that bars on a Sunday evening are not lost. Where a gap touches stored bars it reaches over up
-to five of them: those are asked for again, and if they come back different the two sides do not have the same prices.
+it: an answer without bars is an answer, too. Missing periods that follow one another are one gap; a gap reaches over
+the closed days beside it, so that bars on a Sunday evening are not lost. Where a gap touches stored bars it reaches
+over up to five of them: those are asked for again, and if they come back different the two sides do not have the same
+prices.
 """
 
 from __future__ import annotations

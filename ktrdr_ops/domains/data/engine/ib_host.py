@@ -1,0 +1,208 @@
+"""The IB host service's calls, and what its failures become.
+
+An outage of the gateway looks like an invalid symbol, or like a timeout in a cheerful 200: wherever that could be, the
+gateway is asked about first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ktrdr_ops.core.cancellation import CancellationToken
+from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused, HostUnavailable
+from ktrdr_ops.core.host_service import AsyncHostService, HttpPool, Retry
+from ktrdr_ops.domains.data.engine.answers import (
+    PACING_WAIT_SECONDS,
+    Fetched,
+    Meaning,
+    fetched,
+    head_in,
+    meaning_of,
+)
+from ktrdr_ops.domains.data.engine.bars import empty_bars, parse_moment
+from ktrdr_ops.domains.data.engine.errors import UnknownSymbol
+from ktrdr_ops.domains.data.engine.pacing import Pacer
+from ktrdr_ops.domains.data.engine.segments import stamp
+from ktrdr_ops.domains.data.engine.symbols import instrument_type
+
+SERVICE = "IB host service"
+HISTORICAL = "/data/historical"
+_ABSENT_TRIES = 3
+_PACING_TRIES = 3
+_ABSENT_WAIT_SECONDS = 2.0
+_GATEWAY_HINT = "Start (or log in to) the Interactive Brokers gateway.  ktrdr-ops doctor"
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asks: the token that can stop a request, where retries and waits are told, and how many requests went out."""
+
+    token: CancellationToken
+    retried: Callable[[Retry], None]
+    waiting: Callable[[str, float | None], AbstractAsyncContextManager[object]]
+    requests: int = field(default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What the host knows of a symbol: whether it exists, and since when it has bars (UTC)."""
+
+    valid: bool
+    error: str | None
+    head: datetime | None
+
+
+class IbHostService(AsyncHostService):
+    """The client of the IB host service at ``url``. ``pacer`` keeps to IB's limits for this process."""
+
+    def __init__(self, url: str, pacer: Pacer, *, pool: HttpPool | None = None, **options: Any) -> None:
+        super().__init__(pool=pool, **options)
+        self._url_of_host = url
+        self._pacer = pacer
+
+    def get_service_name(self) -> str:
+        """As people call it."""
+        return SERVICE
+
+    def get_base_url(self) -> str:
+        """As it was given."""
+        return self._url_of_host
+
+    def get_health_path(self) -> str:
+        """With the slash it is another route, the one that knows of the gateway."""
+        return "/health/"
+
+    async def require_gateway(self, caller: Caller) -> None:
+        """Raises HostUnavailable when the host answers and its gateway does not."""
+        body = _object(await self.get("/health/", token=caller.token, observer=caller.retried), "/health/")
+        status = body.get("ib_status")
+        if isinstance(status, dict) and status.get("connected") is True:
+            return
+        said = body.get("error") or "gateway disconnected"
+        raise HostUnavailable(
+            f"the {SERVICE} answers, but its gateway is disconnected ({said}, {self._url_of_host})",
+            hint=_GATEWAY_HINT,
+            service=SERVICE,
+            url=self._url_of_host,
+            status=200,
+        )
+
+    async def contract(self, symbol: str, timeframe: str, caller: Caller) -> Contract:
+        """What the host knows of the symbol. Raises HostUnavailable rather than calling it invalid in an outage."""
+        await self.require_gateway(caller)
+        asked = {"symbol": symbol, "timeframes": [timeframe]}
+        body = _object(
+            await self.post("/data/validate", asked, token=caller.token, observer=caller.retried), "/data/validate"
+        )
+        if not body.get("success") or not body.get("is_valid"):
+            await self.require_gateway(caller)
+            return Contract(False, str(body.get("error_message") or body.get("error") or "not valid"), None)
+        heads = body.get("head_timestamps")
+        head = _moment(heads.get(timeframe)) if isinstance(heads, dict) else None
+        return Contract(True, None, head or await self.head_timestamp(symbol, timeframe, caller))
+
+    async def head_timestamp(self, symbol: str, timeframe: str, caller: Caller) -> datetime | None:
+        """Since when the host has bars (UTC); None if it does not say."""
+        params = {"symbol": symbol, "timeframe": timeframe, "instrument_type": instrument_type(symbol)}
+        path = "/data/head-timestamp"
+        body = _object(await self.get(path, params=params, token=caller.token, observer=caller.retried), path)
+        return _moment(body.get("timestamp")) if body.get("success") else None
+
+    async def historical(self, symbol: str, timeframe: str, start: datetime, end: datetime, caller: Caller) -> Fetched:
+        """The bars that open from ``start`` to ``end``; without bars is an answer, too.
+
+        Raises HostUnavailable (also for a gateway that is gone), HostAnswerWrong, HostRefused, UnknownSymbol.
+        """
+        absent = paced = 0
+        while True:
+            answer = await self._historical(symbol, timeframe, start, end, caller)
+            if answer.get("success") is True:
+                return fetched(answer, start, end)
+            error = str(answer.get("error") or "no reason given")
+            match meaning_of(error):
+                case Meaning.NO_DATA:
+                    return await self._no_data(error, caller)
+                case Meaning.BEFORE_HEAD:
+                    head = head_in(error)
+                    if head is None or head <= start:
+                        raise HostAnswerWrong(f"the {SERVICE} refused what it says it has: {error}")
+                    if head > end:
+                        return Fetched(empty_bars())
+                    start = head
+                case Meaning.ABSENT:
+                    absent += 1
+                    await self._again_if_connected(error, absent, caller)
+                case Meaning.PACING if paced < _PACING_TRIES:
+                    paced += 1
+                    self._pacer.hold(PACING_WAIT_SECONDS)
+                    caller.retried(Retry(SERVICE, "POST", HISTORICAL, paced, error, PACING_WAIT_SECONDS))
+                case Meaning.INVALID_SYMBOL:
+                    await self.require_gateway(caller)
+                    raise UnknownSymbol(f"the {SERVICE} does not know {symbol}: {error}", hint=unknown_hint(symbol))
+                case Meaning.FINAL:
+                    raise HostRefused(f"the {SERVICE} refused {symbol} {timeframe}: {error}", hint=_FINAL_HINT)
+                case _:
+                    raise HostAnswerWrong(f"the {SERVICE} failed: {error}")
+
+    async def _historical(
+        self, symbol: str, timeframe: str, start: datetime, end: datetime, caller: Caller
+    ) -> dict[str, Any]:
+        asked = {
+            "symbol": symbol,
+            "timeframe": timeframe,
+            "start": stamp(start),
+            "end": stamp(end),
+            "instrument_type": instrument_type(symbol),
+        }
+        request = tuple(asked.values())
+        await self._pacer.turn(symbol, request, waiting=caller.waiting, sleep=caller.token.sleep)
+        caller.requests += 1
+
+        def retried(retry: Retry) -> None:
+            caller.requests += 1
+            self._pacer.admitted(symbol, request)
+            caller.retried(retry)
+
+        return _object(await self.post(HISTORICAL, asked, token=caller.token, observer=retried), HISTORICAL)
+
+    async def _no_data(self, error: str, caller: Caller) -> Fetched:
+        """Believed only while the gateway is connected."""
+        await self.require_gateway(caller)
+        return Fetched(empty_bars(), notes=[] if error.lower().startswith("no data returned") else [error])
+
+    async def _again_if_connected(self, error: str, tries: int, caller: Caller) -> None:
+        await self.require_gateway(caller)
+        if tries >= _ABSENT_TRIES:
+            raise HostUnavailable(
+                f"the gateway of the {SERVICE} does not answer: {error}", hint=_GATEWAY_HINT, service=SERVICE
+            )
+        seconds = _ABSENT_WAIT_SECONDS * tries
+        caller.retried(Retry(SERVICE, "POST", HISTORICAL, tries, error, seconds))
+        await caller.token.sleep(seconds, HISTORICAL)
+
+
+_FINAL_HINT = "Interactive Brokers does not give this to your account, or not at all; asking again will not help."
+
+
+def unknown_hint(symbol: str) -> str:
+    """What to try when a symbol is not known."""
+    return f"Is {symbol} spelt as Interactive Brokers spells it? Classes of shares: BRK.B. Forex: EUR.USD."
+
+
+def _object(body: Any, path: str) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise HostAnswerWrong(f"the {SERVICE} answered {path} with {type(body).__name__}, not an object")
+    return body
+
+
+def _moment(value: object) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        return parse_moment(value)
+    except ValueError:
+        raise HostAnswerWrong(f"the {SERVICE} says {value[:60]!r} where a time belongs") from None
