@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ktrdr_ops.core.errors import KtrdrOpsError
 from ktrdr_ops.interfaces.cli import logs
 from ktrdr_ops.interfaces.cli.screen import Color, Screen, paint, safe, silence_stdout
+from ktrdr_ops.interfaces.cli.values import plainly
 
 if TYPE_CHECKING:
     from ktrdr_ops.app import AsyncApp
@@ -206,7 +207,7 @@ def command(
             raise typer.Exit(guarded(context, lambda: body(context, **values)))
 
         epilog = "Global options go here too: see ktrdr-ops --help"
-        cli.command(name, help=help, rich_help_panel=panel, epilog=epilog)(
+        cli.command(name, cls=Leaf, help=help, rich_help_panel=panel, epilog=epilog)(
             _typed(called, [*own, *_globals(hidden=True)])
         )
         return body
@@ -216,7 +217,9 @@ def command(
 
 def group(cli: typer.Typer, name: str, *, help: str, panel: str | None = None) -> typer.Typer:
     """Add a group of commands; gives what its commands are added to."""
-    added = typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None, callback=_remember(hidden=True))
+    added = typer.Typer(
+        cls=Sections, help=help, no_args_is_help=True, rich_markup_mode=None, callback=_remember(hidden=True)
+    )
     cli.add_typer(added, name=name, rich_help_panel=panel)
     return added
 
@@ -228,8 +231,20 @@ def _remember(*, hidden: bool) -> Callable[..., None]:
     return _typed(remember, _globals(hidden=hidden))
 
 
+class Leaf(TyperCommand):
+    """A command whose values are made plainly."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options and arguments."""
+        return plainly(super().get_params(ctx))
+
+
 class Sections(TyperGroup):
-    """Help with the commands under their headings."""
+    """A group of commands; its help has them under their headings."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options."""
+        return plainly(super().get_params(ctx))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The visible commands by panel, in the order of their registering."""
