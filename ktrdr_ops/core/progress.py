@@ -26,6 +26,8 @@ from ktrdr_ops.core.errors import InvalidValue
 ESTIMATE_AFTER_SECONDS = 3.0
 ESTIMATE_AFTER_PERCENT = 2.0
 """No estimate before one of the two has gone."""
+_ESTIMATE_EVERY = timedelta(milliseconds=50)
+_ZERO = timedelta()
 _LONGEST_ESTIMATE = 10 * 365 * 86_400.0
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
@@ -153,6 +155,7 @@ class GenericProgressManager:
         self._live: GenericProgressState | None = None
         self._base: dict[str, Any] = {}
         self._step_since: datetime | None = None
+        self._estimated_at: datetime | None = None
         self._step_from = 0.0
         self._complained: set[str] = set()
 
@@ -184,7 +187,7 @@ class GenericProgressManager:
         """Begin to track: 0 %, ``Starting {type}``. The callback is told, the sink is not."""
         with self._lock:
             self._base = dict(operation.context)
-            self._step_since, self._step_from = None, 0.0
+            self._step_since, self._step_from, self._estimated_at = None, 0.0, None
             self._live = GenericProgressState(
                 operation_id=operation.operation_id,
                 current_step=0,
@@ -292,6 +295,9 @@ class GenericProgressManager:
         now = self._clock()
         if new_step or self._step_since is None:
             self._step_since, self._step_from = now, state.percentage
+        elif self._estimated_at is not None and _ZERO <= now - self._estimated_at < _ESTIMATE_EVERY:
+            return  # a tight loop is not told anything new by another estimate
+        self._estimated_at = now
         state.estimated_remaining = _at_the_pace_since(
             self._step_since, self._step_from, now, state.percentage
         ) or _at_the_pace_since(state.start_time, 0.0, now, state.percentage)

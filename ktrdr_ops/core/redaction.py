@@ -125,7 +125,7 @@ def _progress(fact: Progressed) -> tuple[Fact, bytes]:
     context = fact.context
     for key, value in context.items():
         kind = type(value)
-        if (kind in _PLAIN or (kind is float and isfinite(value))) and not is_secret_cached(key):
+        if (kind in _PLAIN or (kind is float and isfinite(value))) and (key in _safe_names or _is_safe(key)):
             continue
         context = {
             _text(key): REDACTED if is_secret(str(key)) else _lenient(value, 0) for key, value in context.items()
@@ -149,19 +149,15 @@ def _may_hold_credentials(message: str) -> bool:
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
-_secret_names: dict[str, bool] = {}
+_safe_names: set[Any] = set()
 
 
-def is_secret_cached(key: Any) -> bool:
-    """``is_secret`` for the few names that progress repeats a hundred thousand times."""
-    if type(key) is not str:
-        return True
-    found = _secret_names.get(key)
-    if found is None:
-        found = is_secret(key)
-        if len(_secret_names) < 10_000:
-            _secret_names[key] = found
-    return found
+def _is_safe(key: Any) -> bool:
+    """Whether it names no secret; remembered for the few names that progress repeats a hundred thousand times."""
+    safe = type(key) is str and not is_secret(key)
+    if safe and len(_safe_names) < 10_000:
+        _safe_names.add(key)
+    return safe
 
 
 def _dump(fact: Progressed) -> bytes | None:

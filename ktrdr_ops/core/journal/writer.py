@@ -87,7 +87,13 @@ class Writer:
         """Queue a request; its future holds the answer once it is on disk, or the reason why not."""
         future: Future[Any] = Future()
         size = sum(len(said.payload) for said in request.drafts) if isinstance(request, Say) else 0
-        self._put(_Item(request, self._now(), size + _OVERHEAD, future), None)
+        item = _Item(request, self._now(), size + _OVERHEAD, future)
+        with self._guard:
+            if self._stopped is not None or self._closing:
+                raise self._stopped or JournalError("the journal is closed")
+            if isinstance(request, Say):
+                self._last.pop(request.drafts[0].operation_id, None)  # what was said before it keeps its place
+            self._enqueue(item)
         return future
 
     def say(self, said: Draft, refused: Callable[[KtrdrOpsError], None] | None = None) -> None:
@@ -96,7 +102,13 @@ class Writer:
         if said.operation_id in self._skipped:
             said = _with_skipped(said, self._skipped[said.operation_id])
         item = _Item(said, self._now(), len(said.payload) + _OVERHEAD, None, refused)
-        self._put(item, said)
+        with self._guard:
+            if self._stopped is not None or self._closing:
+                return
+            if self._bytes >= self._limit and self._replace_last(said):
+                return
+            self._last[said.operation_id] = item
+            self._enqueue(item)
 
     def on_commit(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` (which must not block) after each commit; gives the function that ends it."""
@@ -124,25 +136,15 @@ class Writer:
                 return  # it waits at the gate for a stopped process: its connection must not be closed under it
         self._connection.close()
 
-    def _put(self, item: _Item, progress: Draft | None) -> None:
-        with self._guard:
-            if self._stopped is not None or self._closing:
-                if progress is not None:
-                    return
-                raise self._stopped or JournalError("the journal is closed")
-            if progress is not None:
-                if self._bytes >= self._limit and self._replace_last(progress):
-                    return
-                self._last[progress.operation_id] = item
-            elif isinstance(item.request, Say):
-                self._last.pop(item.request.drafts[0].operation_id, None)
-            self._queue.append(item)
-            self._bytes += item.size
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ktrdr-ops-journal", daemon=True)
-                self._thread.start()
-            if len(self._queue) == 1:
-                self._wake.notify_all()
+    def _enqueue(self, item: _Item) -> None:
+        queue = self._queue
+        queue.append(item)
+        self._bytes += item.size
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ktrdr-ops-journal", daemon=True)
+            self._thread.start()
+        if len(queue) == 1:
+            self._wake.notify_all()
 
     def _replace_last(self, said: Draft) -> bool:
         queued = self._last.get(said.operation_id)
