@@ -30,7 +30,7 @@ def daily(first: str, last: str, symbol: str = "TEST", seed: int = 1) -> pd.Data
     close = 100 + steps[:, 0].cumsum() * 0.1
     opened = close + steps[:, 1]
     rows = np.column_stack([opened, np.maximum(opened, close) + 1, np.minimum(opened, close) - 1, close, at % 997 + 1])
-    return frame_of(at, rows)
+    return frame_of(at, rows.round(2))
 
 
 class DataHost:

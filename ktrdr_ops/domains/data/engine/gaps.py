@@ -24,6 +24,7 @@ Mode = Literal["local", "tail", "backfill", "full"]
 MODES: tuple[Mode, ...] = ("local", "tail", "backfill", "full")
 OVERLAP = 5
 MOST_GAPS = 400
+_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -55,7 +56,7 @@ def gaps(
         return _grouped(_missing(stored, asked, known, periods), asked, periods)
     first, last = moment(stored[0]), moment(stored[-1])
     if mode == "tail":
-        return [Span(_back(stored, len(stored)), asked.end)] if last < asked.end else []
+        return [Span(moment(stored[-OVERLAP:][0]), asked.end)] if last < asked.end else []
     before = Span(asked.start, min(first, asked.end))
     found = _around(before, stored, known, periods, timeframe)
     if mode == "full":
@@ -107,7 +108,11 @@ def _around(asked: Span, stored: Times, known: Sequence[Span], periods: Periods,
     for span in _grouped(_missing(stored, asked, known, periods), asked, periods):
         left = int(periods.holding(np.array([micros(span.start) - 1]))[0])
         right = int(periods.holding(np.array([micros(span.end)]))[0])
-        start = _back(stored, int(np.searchsorted(stored, micros(span.start)))) if left in held else span.start
+        start = (
+            _back(stored, int(np.searchsorted(stored, micros(span.start))), timeframe.span)
+            if left in held
+            else span.start
+        )
         end = _ahead(stored, int(np.searchsorted(stored, micros(span.end))), timeframe) if right in held else span.end
         result.append(Span(min(start, span.start), max(end, span.end)))
     return result
@@ -116,7 +121,7 @@ def _around(asked: Span, stored: Times, known: Sequence[Span], periods: Periods,
 def _after(stored: Times, asked: Span, known: Sequence[Span], periods: Periods, timeframe: Timeframe) -> list[Span]:
     """From the last stored bar on, without what was answered already."""
     last = moment(stored[-1])
-    start = last + timeframe.length if timeframe.period == "intraday" else last + timedelta(microseconds=1)
+    start = last + (timeframe.length if timeframe.period == "intraday" else _MICROSECOND)
     rest = Span(max(start, asked.start), asked.end)
     for span in known:
         if span.start <= rest.start < span.end:
@@ -124,7 +129,7 @@ def _after(stored: Times, asked: Span, known: Sequence[Span], periods: Periods, 
     if rest.start >= rest.end or not _trades(rest, stored, periods, timeframe):
         return []
     touches = rest.start == start
-    return [Span(_back(stored, len(stored)), rest.end)] if touches else [rest]
+    return [Span(_back(stored, len(stored), timeframe.span), rest.end)] if touches else [rest]
 
 
 def _trades(rest: Span, stored: Times, periods: Periods, timeframe: Timeframe) -> bool:
@@ -134,12 +139,18 @@ def _trades(rest: Span, stored: Times, periods: Periods, timeframe: Timeframe) -
     return bool(len(np.setdiff1d(expected, periods.holding(stored))))
 
 
-def _back(stored: Times, position: int) -> datetime:
-    return moment(stored[max(position - OVERLAP, 0)])
+def _back(stored: Times, position: int, reach: timedelta) -> datetime:
+    """Where up to five stored bars before this position begin, none of them further away than one request reaches."""
+    before = stored[max(position - OVERLAP, 0) : position]
+    near = before[before >= before[-1:] - reach // _MICROSECOND]
+    return moment(near[0])
 
 
 def _ahead(stored: Times, position: int, timeframe: Timeframe) -> datetime:
-    return moment(stored[min(position + OVERLAP, len(stored)) - 1]) + timeframe.length
+    """Where up to five stored bars from this position on end, as near as that."""
+    after = stored[position : position + OVERLAP]
+    near = after[after <= after[:1] + timeframe.span // _MICROSECOND]
+    return moment(near[-1]) + timeframe.length
 
 
 def _fewer(found: list[Span], reach: timedelta) -> list[Span]:

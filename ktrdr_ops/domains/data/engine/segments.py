@@ -79,7 +79,7 @@ def _asked(start: datetime, end: datetime, floor: datetime | None) -> Iterator[S
     if floor is None or ask_from >= floor or ask_from == start:
         yield Segment(start, end, ask_from)
         return
-    whole = host_rounded(end - start)
+    whole = host_rounded(host_rounded(end - start))  # 365 days are rounded again, to 364
     if not whole:
         yield Segment(start, end, max(ask_from, floor))
         return

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ktrdr_ops.core.artifacts import ObjectStore, replace_durably
-from ktrdr_ops.domains.data.engine.bars import COLUMNS, frame_of, parse_moment, times, values
+from ktrdr_ops.domains.data.engine.bars import COLUMNS, empty_bars, frame_of, parse_moment, times, values
 from ktrdr_ops.domains.data.engine.calendar import micros
 from ktrdr_ops.domains.data.engine.errors import SeriesUnreadable
 from ktrdr_ops.domains.data.engine.symbols import symbol as checked_symbol
@@ -70,12 +70,13 @@ class SeriesFiles:
 
 
 def parquet_bytes(bars: pd.DataFrame) -> bytes:
-    """A series as Parquet: timestamp (µs UTC) and five doubles, zstd."""
+    """A series as Parquet: timestamp (µs UTC; pandas reads it as the index) and five doubles, zstd."""
     at = pa.array(times(bars), type=pa.int64()).cast(pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC"))
     content = values(bars)
     columns = [at, *(pa.array(content[:, position]) for position in range(len(COLUMNS)))]
+    schema = _SCHEMA.with_metadata(pa.Schema.from_pandas(empty_bars(), preserve_index=True).metadata)
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), sink, compression="zstd")
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
     return sink.getvalue()
 
 
