@@ -139,7 +139,9 @@ class AsyncOrchestrationFramework:
         """
         how = how or How()
         operation = _checked(operation)
-        token = self.cancellation_system.create_cancellation_token()  # before the claim: a signal may come at any moment
+        token = (
+            self.cancellation_system.create_cancellation_token()
+        )  # before the claim: a signal may come at any moment
         claim = await self._claim(operation, how)
         operation = replace(operation, operation_id=claim.operation_id)
         self.cancellation_system.name_token(token, claim.operation_id)

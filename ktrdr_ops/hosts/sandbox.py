@@ -1,0 +1,116 @@
+"""The sandbox's hosts: each a process of its own that outlives the command which started it.
+
+Its pid and port stand in a state file in the sandbox's folder, where the next command finds it. Commands that start at
+once agree by a lock on a file beside it. A host that nobody has asked for ten minutes ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ktrdr_ops.core.errors import HostUnavailable
+
+IDLE_EXIT_SECONDS = 600.0
+START_SECONDS = 15.0
+_POLL_SECONDS = 0.02
+
+
+def ensure_data_host(folder: Path, *, latency: float | None = None, idle_exit: float = IDLE_EXIT_SECONDS) -> str:
+    """The base URL of this sandbox's data host, which is started if it does not answer.
+
+    One that runs with another ``latency`` (seconds; None: any will do) gives way to a new one. Raises HostUnavailable
+    with the end of its log when it does not come up within 15 s.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state_file = folder / "data-host.json"
+    with _alone(folder / "data-host.lock"):
+        state = _running(state_file)
+        if state is not None and latency is not None and state["latency"] != latency:
+            _end(state)
+            state = None
+        if state is None:
+            state = _start(folder, state_file, latency or 0.0, idle_exit)
+    return f"http://127.0.0.1:{state['port']}"
+
+
+def stop_hosts(folder: Path) -> int:
+    """End the hosts of this sandbox; gives how many there were."""
+    if not folder.is_dir():
+        return 0
+    with _alone(folder / "data-host.lock"):
+        state = _running(folder / "data-host.json")
+        if state is not None:
+            _end(state)
+        return int(state is not None)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _running(state_file: Path) -> dict[str, Any] | None:
+    """What the state file says, if that host answers as one of ours."""
+    try:
+        state: dict[str, Any] = json.loads(state_file.read_text())
+        with urllib.request.urlopen(f"http://127.0.0.1:{state['port']}/health/", timeout=2) as answer:
+            health = json.load(answer)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return state if health.get("connection_info", {}).get("embedded") else None
+
+
+def _start(folder: Path, state_file: Path, latency: float, idle_exit: float) -> dict[str, Any]:
+    state_file.unlink(missing_ok=True)
+    log = folder / "data-host.log"
+    options = ["--latency", str(latency), "--idle-exit", str(idle_exit), "--state-file", str(state_file)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ktrdr_ops.hosts", "data", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        state = _running(state_file) if state_file.exists() else None
+        if state is not None and state["pid"] == process.pid:
+            process.returncode = 0  # it outlives this process on purpose: no warning that it still runs
+            return state
+        time.sleep(_POLL_SECONDS)
+    process.kill()
+    process.wait()
+    tail = log.read_text(errors="replace")[-2000:]
+    raise HostUnavailable(f"the embedded data host did not start:\n{tail}", hint=f"Its log: {log}")
+
+
+def _end(state: dict[str, Any]) -> None:
+    """SIGTERM, and wait until its port is free."""
+    with suppress(ProcessLookupError):
+        os.kill(int(state["pid"]), signal.SIGTERM)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{state['port']}/health", timeout=1):
+                time.sleep(_POLL_SECONDS)
+        except (urllib.error.URLError, OSError):
+            return
