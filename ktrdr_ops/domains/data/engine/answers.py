@@ -46,6 +46,7 @@ _TEXTS: tuple[tuple[str, Meaning], ...] = (
     ("not connected", Meaning.ABSENT),
     ("symbol validation failed", Meaning.INVALID_SYMBOL),
     ("no security definition", Meaning.INVALID_SYMBOL),
+    ("this host has no", Meaning.FINAL),
 )
 
 

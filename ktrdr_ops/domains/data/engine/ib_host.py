@@ -49,7 +49,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What the host knows of a symbol: whether it exists, and since when it has bars (UTC)."""
+    """What the host knows of a symbol: whether it exists, since when it has bars (UTC), and what it says if not."""
 
     valid: bool
     error: str | None
@@ -103,14 +103,15 @@ class IbHostService(AsyncHostService):
             return Contract(False, str(body.get("error_message") or body.get("error") or "not valid"), None)
         heads = body.get("head_timestamps")
         head = _moment(heads.get(timeframe)) if isinstance(heads, dict) else None
-        return Contract(True, None, head or await self.head_timestamp(symbol, timeframe, caller))
+        return Contract(True, None, head) if head else await self.head_timestamp(symbol, timeframe, caller)
 
-    async def head_timestamp(self, symbol: str, timeframe: str, caller: Caller) -> datetime | None:
-        """Since when the host has bars (UTC); None if it does not say."""
+    async def head_timestamp(self, symbol: str, timeframe: str, caller: Caller) -> Contract:
+        """Since when the host has bars of a valid symbol; its error if it does not say."""
         params = {"symbol": symbol, "timeframe": timeframe, "instrument_type": instrument_type(symbol)}
         path = "/data/head-timestamp"
         body = _object(await self.get(path, params=params, token=caller.token, observer=caller.retried), path)
-        return _moment(body.get("timestamp")) if body.get("success") else None
+        head = _moment(body.get("timestamp")) if body.get("success") else None
+        return Contract(True, None if head else str(body.get("error") or "no reason given"), head)
 
     async def historical(self, symbol: str, timeframe: str, start: datetime, end: datetime, caller: Caller) -> Fetched:
         """The bars that open from ``start`` to ``end``; without bars is an answer, too.

@@ -142,8 +142,9 @@ class _Load:
             )
         if contract.head is None and asked.start is None:
             raise DataServiceError(
-                f"the host service does not say since when it has bars of {asked.symbol} {asked.timeframe.name}",
-                hint="Say from when: --start 2010-01-01. It may not have this timeframe at all.",
+                f"the {self.manager.host.get_service_name()} does not say since when it has bars of {asked.symbol} "
+                f"{asked.timeframe.name}: {contract.error}",
+                hint="It may not have this timeframe at all. If it has: --start 2010-01-01",
             )
         return contract.head
 
