@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -47,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Context:
-    """What the global options say, and everything a command prints through."""
+    """What the global options say, and everything a command prints through. ``arguments``: the whole command line."""
 
     journal: str | None = None
     sandbox: bool = False
@@ -57,6 +58,7 @@ class Context:
     no_progress: bool = False
     color: Color = "auto"
     log_file: Path | None = None
+    arguments: tuple[str, ...] = ()
 
     @cached_property
     def settings(self) -> Settings:
@@ -78,7 +80,8 @@ class Context:
     @property
     def live(self) -> bool:
         """Whether a region of the terminal may be drawn again and again."""
-        return self.err.terminal and not (self.no_progress or self.json or self.quiet)
+        wanted = not (self.no_progress or self.json or self.quiet)
+        return wanted and self.err.terminal and os.environ.get("TERM") != "dumb"
 
     def emit(self, document: Json, text: str) -> None:
         """The result: the document with --json, else the text. Foreign words in the text must be ``safe``."""
@@ -173,7 +176,8 @@ def _globals(*, hidden: bool) -> list[inspect.Parameter]:
 def _merged(before: Context | None, values: dict[str, Any]) -> Context:
     """What was said before the command, and after it; the later word counts."""
     context = before or Context()
-    said = {name: values.pop(f"global_{name}") for name in (field.name for field in fields(Context))}
+    names = [field.name for field in fields(Context) if field.name != "arguments"]
+    said = {name: values.pop(f"global_{name}") for name in names}
     verbose = context.verbose + said.pop("verbose")
     return replace(context, verbose=verbose, **{name: value for name, value in said.items() if value})
 

@@ -16,7 +16,7 @@ from ktrdr_ops.interfaces.cli import frame
 
 HELP = "Long operations on market data that survive: every step is an event in one journal."
 
-ROOMS = ("demo", "starting", "looking", "replaying", "stopping", "journal", "doctor", "config", "sandbox")
+ROOMS = ("demo", "starting", "looking", "watching", "replaying", "stopping", "journal", "doctor", "config", "sandbox")
 """The files of this folder that bring commands, in the order of the help; each has ``register(cli)``."""
 
 
@@ -38,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     try:
-        code = get_command(build()).main(args=list(arguments), prog_name="ktrdr-ops", standalone_mode=False)
+        code = get_command(build()).main(
+            args=list(arguments),
+            prog_name="ktrdr-ops",
+            standalone_mode=False,
+            obj=frame.Context(arguments=tuple(arguments)),
+        )
     except typer.TyperException as error:
         return frame.usage_error(error, arguments)
     except typer.Abort:

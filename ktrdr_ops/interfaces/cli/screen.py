@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any, Literal, TextIO
 
 Color = Literal["auto", "always", "never"]
@@ -75,10 +76,14 @@ def json_text(document: Any, *, lines: bool = False) -> str:
 
 
 class Screen:
-    """One stream: whether it is a terminal, what it can show, and writing to it."""
+    """One stream: whether it is a terminal, what it can show, and writing to it.
+
+    ``above`` takes the lines while a region of the terminal is drawn again and again: they go above it.
+    """
 
     def __init__(self, stream: TextIO, color: Color = "auto") -> None:
         self.stream = stream
+        self.above: Callable[[str], None] | None = None
         self.terminal = stream.isatty()
         self.encoding = getattr(stream, "encoding", None) or "ascii"
         self.unicode = self.encoding.lower().replace("-", "").startswith("utf")
@@ -118,6 +123,9 @@ class Screen:
         self._write(text + "\n")
 
     def _write(self, text: str) -> None:
+        if self.above is not None:
+            self.above(text)
+            return
         self.stream.write(text)
         self.stream.flush()
 

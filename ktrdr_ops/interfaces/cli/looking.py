@@ -1,0 +1,178 @@
+"""Looking: list and show. They change nothing, and need nobody to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ktrdr_ops.core.errors import InvalidValue, OperationNotFound
+from ktrdr_ops.core.journal import history
+from ktrdr_ops.core.journal.journal import JournalMissing
+from ktrdr_ops.core.state import document
+from ktrdr_ops.interfaces.cli import words
+from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
+from ktrdr_ops.interfaces.cli.screen import safe
+
+if TYPE_CHECKING:
+    from ktrdr_ops.app import AsyncApp
+    from ktrdr_ops.core.events import Event, Json
+    from ktrdr_ops.core.state import OperationState
+
+Reference = Annotated[str, typer.Argument(metavar="ID", help="An id, its end, any unique beginning, @last, @failed.")]
+_COLUMNS = ("operation_id", "status", "percentage", "started_at", "took", "message")
+_PAGE = 500
+
+
+def register(cli: typer.Typer) -> None:
+    """Add these commands."""
+    command(cli, "list", help="Operations, the latest first", panel=LOOK)(list_)
+    command(cli, "show", help="One operation's history: now, --timeline, --full", panel=LOOK)(show)
+
+
+def operation_document(app: AsyncApp, state: OperationState) -> dict[str, Json]:
+    """Its document, the status settled."""
+    return document(state, app.journal.status(state), stalled=app.journal.stalled(state))
+
+
+async def whole_document(app: AsyncApp, operation_id: str) -> dict[str, Json]:
+    """Its document; a group's with ``children``."""
+    state = await app.journal.state(operation_id)
+    found = operation_document(app, state)
+    if state.operation_type == "group":
+        children = await history.children(app.journal, operation_id)
+        found["children"] = [operation_document(app, child) for child in children]
+    return found
+
+
+def list_(
+    context: Context,
+    status: Annotated[str | None, typer.Option(metavar="S", help="running, failed, interrupted, ...")] = None,
+    type: Annotated[str | None, typer.Option(metavar="T", help="Of this operation type.")] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="K", help="What it works on; a final * stands for any end.")
+    ] = None,
+    parent: Annotated[str | None, typer.Option(metavar="ID", help="Children of this one.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="WHEN", help="Asked for since: 8h, yesterday, a time.")] = None,
+    grep: Annotated[str | None, typer.Option(metavar="TEXT", help="Text in id, key, message or context.")] = None,
+    sort: Annotated[str, typer.Option(metavar="FIELD", help=", ".join(history.SORT_FIELDS))] = "created",
+    columns: Annotated[str | None, typer.Option(metavar="A,B", help="Fields of the document, or context.NAME.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="At most so many.")] = 50,
+    all: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Print what the journal has."""
+    if limit < 1:
+        raise InvalidValue(f"--limit is {limit}; at least 1 is listed", hint="--all lists all of them.")
+    chosen = history.Filter(status=status, operation_type=type, key=key, since=since_micros(context, since), grep=grep)
+
+    async def read(app: AsyncApp) -> tuple[list[dict[str, Json]], int]:
+        wanted = chosen
+        if parent is not None:
+            wanted = replace(chosen, parent_id=await history.find(app.journal, parent))
+        found: list[dict[str, Json]] = []
+        cursor, total = None, 0
+        while True:
+            size = _PAGE if all else min(limit - len(found), _PAGE)
+            page = await history.list_operations(app.journal, wanted, sort=sort, limit=size, cursor=cursor)
+            found += [operation_document(app, state) for state in page.states]
+            total, cursor = total or page.total, page.cursor
+            if cursor is None or (not all and len(found) >= limit):
+                return found, total
+
+    try:
+        documents, total = context.run(read, readonly=True)
+    except JournalMissing as error:
+        documents, total = [], 0
+        context.say(f"{safe(error.message)}\n  {safe(error.hint or '')}")
+    text = _table(context, documents, columns.split(",") if columns else None)
+    context.emit({"operations": documents, "total": total}, text)
+    if len(documents) < total:
+        context.say(f"{len(documents):,} of {total:,} are shown: --limit N, or --all")
+
+
+def since_micros(context: Context, text: str | None) -> int | None:
+    """A moment that was typed, in microseconds UTC; a local one is said in UTC. Raises InvalidValue."""
+    if text is None:
+        return None
+    from ktrdr_ops.core.clock import micros, utc_now
+    from ktrdr_ops.interfaces.cli.times import moment
+
+    meant, was_local = moment(text, utc_now())
+    if was_local:
+        context.say(f"{safe(text)} is {meant.isoformat(timespec='seconds')} (UTC)")
+    return micros(meant)
+
+
+def _table(context: Context, documents: list[dict[str, Json]], columns: Sequence[str] | None) -> str:
+    if not documents:
+        return "no operations" if not context.quiet else ""
+    chosen = [name.strip() for name in columns] if columns else list(_COLUMNS)
+    known = {*documents[0], "took"}
+    for name in chosen:
+        if name not in known and not name.startswith("context."):
+            raise InvalidValue(f"there is no column {name!r}", hint=f"One of: {', '.join(sorted(known))}, context.NAME")
+    rows = [[_cell(found, name) for name in chosen] for found in documents]
+    headings = [name.removesuffix("_at").removeprefix("operation_").upper().replace("_", " ") for name in chosen]
+    return words.table(
+        [heading.replace("PERCENTAGE", "%") for heading in headings],
+        rows,
+        context.out.width if context.out.terminal else None,
+    )
+
+
+def _cell(found: dict[str, Json], name: str) -> str:
+    if name == "status":
+        return words.status_words(found)
+    if name == "took":
+        took = words.age(found)
+        return "" if took is None else words.seconds(took)
+    if name == "percentage":
+        return f"{found[name]:.0f}"
+    value = found["context"].get(name.removeprefix("context.")) if name.startswith("context.") else found[name]
+    if name.endswith("_at"):
+        return words.local_and_utc(value)
+    return "" if value is None else words.number(value)
+
+
+def show(
+    context: Context,
+    operation: Reference,
+    timeline: Annotated[bool, typer.Option("--timeline", help="Its events but plain progress.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All of its events.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
+) -> int | None:
+    """Print an operation."""
+    if follow:
+        from ktrdr_ops.interfaces.cli.watching import follow_events
+
+        return follow_events(context, operation, everything=full or not timeline)
+
+    async def read(app: AsyncApp) -> tuple[dict[str, Json], list[Event]]:
+        operation_id = await history.find(app.journal, operation)
+        events = []
+        if full:
+            events = [event async for event in app.journal.read_all(operation_id)]
+        elif timeline:
+            events = await history.marks(app.journal, operation_id)
+        return await whole_document(app, operation_id), events
+
+    found, events = reading(context, operation, read)
+    text = words.field_words(found)
+    for child in found.get("children", []):
+        text += "\n  " + words.status_words(child) + "  " + safe(child["operation_id"])
+    if full or timeline:
+        lines = "\n".join(words.event_words(event) for event in events)
+        context.emit({"operation": found, "events": [event.document() for event in events]}, f"{text}\n\n{lines}")
+    else:
+        context.emit(found, text)
+    return None
+
+
+def reading(context: Context, reference: str, read: Any) -> Any:
+    """What ``read`` gives of an open application. Raises OperationNotFound where there is no journal."""
+    try:
+        return context.run(read, readonly=True)
+    except JournalMissing as error:
+        raise OperationNotFound(f"there is no operation {reference[:80]!r}: {error.message}", hint=error.hint) from None

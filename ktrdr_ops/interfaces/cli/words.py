@@ -1,0 +1,225 @@
+"""Operations and events in words: pure, from documents and states to safe text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ktrdr_ops.core.progress import eta_part, format_duration, items_part, step_part
+from ktrdr_ops.interfaces.cli.screen import Style, paint, safe, unpainted
+
+if TYPE_CHECKING:
+    from ktrdr_ops.core.events import Event, Json
+    from ktrdr_ops.core.progress import GenericProgressState, ProgressRenderer
+
+_SIGNS: dict[str, tuple[str, Style]] = {
+    "completed": ("✓", "good"),
+    "failed": ("✗", "bad"),
+    "cancelled": ("✗", "warn"),
+    "interrupted": ("!", "warn"),
+    "cancelling": ("·", "warn"),
+    "running": ("·", "bold"),
+    "pending": ("·", "dim"),
+}
+_MANY = 8
+
+
+def suffix(operation_id: str) -> str:
+    """The end of an id, which alone names the operation."""
+    return operation_id.rpartition("_")[2]
+
+
+def status_words(document: Mapping[str, Json]) -> str:
+    """The sign and the word, and what is said beside it."""
+    sign, style = _SIGNS.get(document["status"], ("·", "bold"))
+    beside = ", stalled" if document["stalled"] else ""
+    beside += ", waiting" if document["waiting"] else ""
+    return paint(f"{sign} {document['status']}{beside}", style)
+
+
+def seconds(value: float) -> str:
+    """``0.14 s`` below ten seconds, else as durations are written."""
+    return f"{value:.2f} s" if value < 10 else format_duration(value)
+
+
+def age(document: Mapping[str, Json]) -> float | None:
+    """How many seconds its last attempt took, or takes so far."""
+    if document["started_at"] is None:
+        return None
+    end = datetime.fromisoformat(document["finished_at"]) if document["finished_at"] else datetime.now(UTC)
+    return max((end - datetime.fromisoformat(document["started_at"])).total_seconds(), 0.0)
+
+
+def number(value: Json) -> str:
+    """A value of a result: whole numbers with separators, nested ones in one line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, Mapping):
+        inner = [f"{number(below)} {safe(name).replace('_', ' ')}" for name, below in value.items() if _small(below)]
+        return ", ".join(inner[:_MANY])
+    if isinstance(value, list):
+        return ", ".join(safe(one, 40) for one in value[:5]) + (f" and {len(value) - 5} more" if len(value) > 5 else "")
+    return safe(value, 120)
+
+
+def _small(value: Json) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def pairs(values: Mapping[str, Json], *, many: int = _MANY) -> str:
+    """``rows 3,270 · rows added 34``: the first values that fit on a line."""
+    shown = [
+        f"{safe(name).replace('_', ' ')} {number(value)}" for name, value in values.items() if value not in ("", [], {})
+    ]
+    return " · ".join(shown[:many])
+
+
+def outcome(document: Mapping[str, Json], command: str) -> str:
+    """How an attempt ended, in one to three lines. ``command`` resumes it."""
+    status = document["status"]
+    sign, style = _SIGNS.get(status, ("·", "bold"))
+    name, took = safe(document["operation_id"]), age(document)
+    kept = (document["checkpoint"] or {}).get("steps", 0)
+    steps = f" · {kept:,} {'step' if kept == 1 else 'steps'} kept" if kept else ""
+    if status == "completed":
+        result = document["result"]
+        told = pairs(result) if isinstance(result, dict) else ""
+        return f"{paint(sign, style)} {name} completed in {seconds(took or 0.0)}" + (f" · {told}" if told else "")
+    if status == "cancelled":
+        latency = (document["cancellation"] or {}).get("latency_ms")
+        within = "" if latency is None else f" in {seconds(latency / 1000)}"
+        sure = "" if (document["cancellation"] or {}).get("confirmed", True) else " · the host did not confirm it"
+        return (
+            f"{paint(sign, style)} Operation cancelled successfully{within}{steps} · nothing half-written{sure}\n"
+            f"  resume: {command}"
+        )
+    if status == "interrupted":
+        why = safe((document["error"] or {}).get("message") or "")
+        return f"{paint(sign, style)} {name} was interrupted: {why}{steps}\n  resume: {command}"
+    if status == "failed":
+        return _failure(document, command, kept)
+    return f"{status_words(document)}  {name}"
+
+
+def _failure(document: Mapping[str, Json], command: str, kept: int) -> str:
+    error = document["error"] or {}
+    lines = [f"{paint('✗', 'bad')} {safe(document['operation_id'])} failed: {safe(error.get('message') or '', 4000)}"]
+    if kept:
+        lines.append(f"  The journal has {kept:,} of its steps; nothing is lost.")
+    lines += [f"  {safe(line)}" for line in str(error.get("hint") or "").splitlines()]
+    lines.append(f"  Then: {command}")
+    return "\n".join(lines)
+
+
+def headline(document: Mapping[str, Json], fields: Sequence[str]) -> str:
+    """The id, and what it works on: the context's named fields, else its few plain values."""
+    context = document["context"]
+    named = [context[name] for name in fields if context.get(name) is not None]
+    if not named:
+        named = [
+            value for value in context.values() if isinstance(value, str | int | float) and not isinstance(value, bool)
+        ]
+    return "  ".join([safe(document["operation_id"]), " ".join(number(value) for value in named[:6])]).rstrip()
+
+
+def rendered(state: GenericProgressState, renderer: ProgressRenderer) -> str:
+    """The message of a raw state in its domain's words; the raw one where they cannot be found."""
+    try:
+        return safe(renderer.render_progress_message(state), 400)
+    except Exception:  # a stranger's words may fail; what is recorded is shown all the same
+        return safe(state.message, 400)
+
+
+def progress_words(state: GenericProgressState, message: str, detail: str = "") -> str:
+    """The rendered message, and each of step, items and what is left to go that it does not say itself."""
+    step, items, eta = step_part(state), items_part(state), eta_part(state)
+    if not items and state.items_processed:
+        items = f"{state.items_processed:,} items"
+    parts = [part for part in (items, eta, safe(detail, 120)) if part and part not in message]
+    if step and step not in message:
+        message = f"{message} {step}"
+    return " │ ".join([message, *parts])
+
+
+def event_words(event: Event) -> str:
+    """One event on a line: where and when it stands, its type, what it says."""
+    import orjson
+
+    from ktrdr_ops.core.clock import moment
+
+    at = moment(event.at).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    attempt = "" if event.attempt is None else f"#{event.attempt}"
+    said = orjson.loads(event.payload)
+    if event.type == "progressed":
+        told = f"{said['percentage']:5.1f}%  {safe(said['message'], 200)}"
+    else:
+        told = pairs({name: value for name, value in said.items() if value is not None and _shown(name)}, many=6)
+    return f"{event.position:>8}  {at}Z  {attempt:>3}  {event.type:<18} {told}".rstrip()
+
+
+def _shown(name: str) -> bool:
+    return name not in ("digest", "slot", "parameters", "object")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> str:
+    """Columns side by side; only the last is cut, to ``width`` (None: nothing is)."""
+    from rich.cells import cell_len, set_cell_size
+
+    lines = [[paint(heading, "bold") for heading in headings], *map(list, rows)]
+    sizes = [max(cell_len(unpainted(line[i])) for line in lines) for i in range(len(headings))]
+    room = None if width is None else max(width - sum(sizes[:-1]) - 2 * (len(sizes) - 1), 10)
+    shown = []
+    for line in lines:
+        cells = [cell + " " * (size - cell_len(unpainted(cell))) for cell, size in zip(line[:-1], sizes, strict=False)]
+        last = line[-1]
+        if room is not None and cell_len(unpainted(last)) > room:
+            last = set_cell_size(unpainted(last), room - 1).rstrip() + "…"
+        shown.append("  ".join([*cells, last]).rstrip())
+    return "\n".join(shown)
+
+
+def field_words(document: Mapping[str, Any]) -> str:
+    """A document as a short list: what it is, how far, how it ended."""
+    took = age(document)
+    lines = [f"{paint(safe(document['operation_id']), 'bold')}  {status_words(document)}"]
+    rows: list[tuple[str, str]] = [
+        ("type", safe(document["operation_type"])),
+        ("key", safe(document["key"])),
+        ("parent", safe(document["parent_id"] or "")),
+        ("attempt", str(document["attempt"])),
+        ("progress", f"{document['percentage']:.1f} %  step {document['current_step']} of {document['total_steps']}"),
+        ("message", safe(document["message"], 400)),
+        ("waiting", pairs(document["waiting"]) if document["waiting"] else ""),
+        ("context", pairs(document["context"], many=20)),
+        ("created", local_and_utc(document["created_at"])),
+        ("started", local_and_utc(document["started_at"])),
+        ("finished", local_and_utc(document["finished_at"])),
+        ("took", seconds(took) if took is not None else ""),
+        ("events", f"{document['events']:,}, the last at position {document['last_position']:,}"),
+        ("owner", pairs(document["owner"]) if document["owner"] else ""),
+        ("checkpoint", pairs(document["checkpoint"]) if document["checkpoint"] else ""),
+        ("result", pairs(document["result"], many=40) if isinstance(document["result"], dict) else ""),
+        ("error", pairs({k: v for k, v in (document["error"] or {}).items() if v is not None})),
+        ("cancel", pairs(document["cancellation"]) if document["cancellation"] else ""),
+    ]
+    return "\n".join(lines + [f"  {name:<10} {value}" for name, value in rows if value])
+
+
+def local_and_utc(iso: str | None) -> str:
+    """A moment with the local offset; empty without one."""
+    if iso is None:
+        return ""
+    return datetime.fromisoformat(iso).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def detail(state: GenericProgressState, renderer: ProgressRenderer) -> str:
+    """The renderer's words about the step; none where it fails."""
+    try:
+        return safe(renderer.render_step_detail(state), 120)
+    except Exception:  # a stranger's words may fail; the message is shown all the same
+        return ""
