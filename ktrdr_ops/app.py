@@ -27,6 +27,7 @@ from ktrdr_ops.core.journal.journal import Journal, open_journal
 from ktrdr_ops.core.progress import PlainRenderer
 from ktrdr_ops.core.redaction import redact_text
 from ktrdr_ops.core.state import document
+from ktrdr_ops.sandbox import prepared
 from ktrdr_ops.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class AsyncApp:
 
         if self._pool is None:
             self._pool = HttpPool()
+        self.settings = prepared(self.settings)
         return domain.providers(DomainContext(self.settings, self._pool, self.journal.clock, self.settings.sandbox))
 
     async def run(

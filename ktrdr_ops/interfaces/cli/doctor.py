@@ -216,17 +216,20 @@ def _room(path: Path) -> Check:
 async def _hosts(settings: Settings) -> list[Check]:
     """The hosts, asked side by side. Only the first is needed by anything that this release can start."""
     if settings.sandbox:
-        return [_sandbox_host(settings)]
+        return [await _sandbox_host(settings)]
     needed = _host("IB host", settings.ib_host_url, needed=True)
     later = _host("training host", settings.training_host_url, needed=False)
     return list(await asyncio.gather(needed, later))
 
 
-def _sandbox_host(settings: Settings) -> Check:
-    from ktrdr_ops.sandbox import running_data_host
+async def _sandbox_host(settings: Settings) -> Check:
+    from ktrdr_ops.sandbox import announced
 
-    url = running_data_host(settings)
-    return Check("embedded host", "ok", url or "not running; the next command that needs it starts it")
+    url = announced(settings)
+    found = None if url is None else await _host("embedded host", url, needed=True)
+    if found is None or found.verdict == "bad":
+        return Check("embedded host", "ok", "not running; the next command that needs it starts it")
+    return found
 
 
 async def _host(name: str, url: str, *, needed: bool) -> Check:
