@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -41,6 +42,10 @@ class Trouble(Exception):
         self.kind = kind
         self.reason = reason
         self.status = status
+
+
+class _ClosedWhileIdle(Trouble):
+    """The kept connection was closing before anything could be written to it: nothing was sent."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,9 @@ class HttpPool:
         async with self._slot(url):
             try:
                 async with asyncio.timeout(deadline):
+                    for _ in range(_CONNECTIONS_A_HOST):
+                        with suppress(_ClosedWhileIdle):
+                            return await _exchange(client, method, url, json, params, max_body)
                     return await _exchange(client, method, url, json, params, max_body)
             except TimeoutError:
                 raise Trouble("deadline", f"gave no complete answer within {deadline:g} s") from None
@@ -124,7 +132,9 @@ def _new_client() -> httpx.AsyncClient:
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=0, limit_per_host=_CONNECTIONS_A_HOST, keepalive_timeout=_IDLE_SECONDS)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        made = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        made._retry_connection = False  # by itself it would send a request again that the host may have acted on
+        return made
 
     # The connector above verifies certificates; the transport's own context would only cost 40 ms and never be used.
     transport = AiohttpTransport(client=session, verify=False)
@@ -152,6 +162,8 @@ async def _exchange(
                 body.finish(),
             )
     except (httpx.TransportError, aiohttp.ClientError) as error:
+        if status is None and _within(error, aiohttp.ClientConnectionResetError):
+            raise _ClosedWhileIdle("reset", "broke the connection off") from error
         raise _trouble(error.__cause__ or error, status) from error
     except Trouble as trouble:
         trouble.status = status
@@ -164,7 +176,7 @@ def _trouble(error: BaseException, status: int | None) -> Trouble:
     if isinstance(error, aiohttp.ClientConnectorError):
         return Trouble("refused", f"cannot be connected to ({error.os_error.strerror or error.os_error})", status)
     if isinstance(error, aiohttp.ClientPayloadError):
-        if _within(error, ConnectionError):
+        if _within(error, ConnectionError) or "ConnectionResetError" in str(error):  # aiohttp has it in its text only
             return Trouble("reset", "broke the connection off in its answer", status)
         return Trouble("truncated", "closed the connection before the end of its answer", status)
     if isinstance(error, aiohttp.ClientConnectionError):
