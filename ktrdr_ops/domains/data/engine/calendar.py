@@ -56,7 +56,8 @@ def periods(symbol: str, timeframe: Timeframe, until: datetime) -> Periods:
     """The market's periods from 1960 to beyond ``until``. The first call loads the calendar library (about 0.3 s)."""
     name = "24/5" if instrument_type(symbol) == "CASH" else "XNYS"
     period: Period = "day" if timeframe.period == "intraday" else timeframe.period
-    return _periods(name, period, min(max(until.year, 1961) + 1, 2199))
+    decade = -(-(until.year + 1) // 10) * 10  # few calendars are made, whatever is asked
+    return _periods(name, period, max(decade, 2030))
 
 
 @lru_cache(maxsize=16)

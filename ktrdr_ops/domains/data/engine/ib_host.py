@@ -6,6 +6,7 @@ gateway is asked about first.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class IbHostService(AsyncHostService):
         while True:
             answer = await self._historical(symbol, timeframe, start, end, caller)
             if answer.get("success") is True:
-                return fetched(answer, start, end)
+                return await asyncio.to_thread(fetched, answer, start, end)
             error = str(answer.get("error") or "no reason given")
             match meaning_of(error):
                 case Meaning.NO_DATA:
