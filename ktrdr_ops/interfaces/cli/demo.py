@@ -1,0 +1,352 @@
+"""``ktrdr-ops demo``: the main job in a minute, offline, in a sandbox of its own.
+
+It runs the commands that a person would type, each as a process of its own, kills one of them, and tells what became of
+it. Whatever it says happened, it reads from the journal: each statement is a claim that is checked, and a claim that
+does not hold makes the demo fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import ktrdr_ops
+from ktrdr_ops.core.errors import JournalRefused, OperationFailed
+from ktrdr_ops.interfaces.cli.frame import START, Context, command
+from ktrdr_ops.interfaces.cli.screen import paint, safe
+
+if TYPE_CHECKING:
+    from ktrdr_ops.app import AsyncApp
+    from ktrdr_ops.core.events import Event, Json
+    from ktrdr_ops.core.state import OperationState
+    from ktrdr_ops.settings import Settings
+
+SEVERAL = ("data", "load", "AAPL", "MSFT", "IBM", "1d")
+ALONE = ("data", "load", "GOOG", "1d")
+UNDISTURBED = (*ALONE, "--refresh")
+PIECE = "segment"
+KILLED_AFTER = 5
+LATENCY = 0.15
+"""Seconds that each of the host's answers takes longer, so that there is something to kill."""
+_DEADLINE = 60.0
+
+
+def register(cli: typer.Typer) -> None:
+    """Add ``demo``."""
+    command(cli, "demo", help="The main job in a minute: load, kill -9, go on, replay, verify.", panel=START)(_demo)
+
+
+def _demo(
+    context: Context,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox there to look around.")] = False,
+) -> int:
+    """Offline; nothing of the real store is touched."""
+    began = time.monotonic()
+    with _folder(keep) as folder:
+        story = asyncio.run(_told(context, folder, keep))
+    seconds = time.monotonic() - began
+    ok = all(claim.holds for claim in story.claims)
+    if context.json:
+        document = {"ok": ok, "seconds": round(seconds, 2), "folder": str(folder) if keep else None}
+        context.emit({**document, "claims": [claim.document() for claim in story.claims], **story.found}, "")
+    else:
+        held = sum(claim.holds for claim in story.claims)
+        sign = paint("✓", "good") if ok else paint("✗", "bad")
+        context.out.write(f"\n{sign} {held} of {len(story.claims)} statements hold, in {seconds:.0f} s")
+        if keep:
+            context.out.write(
+                f"  look around: KTRDR_OPS_JOURNAL={safe(folder / 'journal.db')} ktrdr-ops --sandbox list"
+            )
+    return 0 if ok else OperationFailed.exit_code
+
+
+@contextmanager
+def _folder(keep: bool) -> Iterator[Path]:
+    """A folder for this sandbox: among the user's data, or among temporary files where a journal cannot lie there."""
+    import platformdirs
+
+    from ktrdr_ops.core.journal import engine
+
+    home = Path(platformdirs.user_data_dir("ktrdr-ops", appauthor=False))
+    try:
+        engine.check_file(home / "demo.db", writing=True)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = Path(tempfile.mkdtemp(prefix="demo-", dir=home))
+    except (JournalRefused, OSError):
+        folder = Path(tempfile.mkdtemp(prefix="ktrdr-ops-demo-"))
+    try:
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A statement, and whether the journal bears it out."""
+
+    text: str
+    holds: bool
+
+    def document(self) -> dict[str, Json]:
+        """As --json prints it."""
+        return {"claim": self.text, "holds": self.holds}
+
+
+@dataclass(slots=True)
+class Story:
+    """What is told, what is claimed, and the documents of what was found."""
+
+    context: Context
+    folder: Path
+    claims: list[Claim] = field(default_factory=list)
+    found: dict[str, Json] = field(default_factory=dict)
+
+    def say(self, text: str) -> None:
+        """One more line."""
+        if not self.context.json:
+            self.context.out.write(text)
+
+    def chapter(self, text: str) -> None:
+        """What comes now."""
+        self.say(f"\n{paint(text, 'bold')}")
+
+    def claim(self, text: str, holds: bool) -> None:
+        """A statement that has been checked."""
+        self.claims.append(Claim(text, holds))
+        self.say(f"  {paint('✓', 'good') if holds else paint('✗ not so:', 'bad')} {safe(text)}")
+
+    @asynccontextmanager
+    async def process(self, *words: str, shown: bool = False) -> AsyncIterator[asyncio.subprocess.Process]:
+        """A command as a process of its own, as a person would type it. It does not outlive the block."""
+        self.say(f"  $ ktrdr-ops --sandbox {' '.join(words)}")
+        own = {name: value for name, value in os.environ.items() if not name.startswith("KTRDR_OPS_")}
+        own |= {"KTRDR_OPS_JOURNAL": str(self.folder / "journal.db"), "XDG_CONFIG_HOME": str(self.folder)}
+        package = str(Path(ktrdr_ops.__file__).parents[1])
+        own["PYTHONPATH"] = os.pathsep.join(filter(None, [package, own.get("PYTHONPATH")]))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "ktrdr_ops", "--sandbox", *words),
+            cwd=self.folder,
+            env=own,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=None if shown and self.context.live else asyncio.subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def run(self, *words: str, shown: bool = False) -> str:
+        """Its stdout. Raises OperationFailed with what it said when it did not succeed."""
+        async with self.process(*words, shown=shown) as process, asyncio.timeout(_DEADLINE):
+            out, err = await process.communicate()
+        if process.returncode:
+            said = (err or out).decode(errors="replace").strip()
+            raise OperationFailed(f"ktrdr-ops {' '.join(words)} ended with exit code {process.returncode}: {said}")
+        return out.decode(errors="replace")
+
+    def quote(self, text: str) -> None:
+        """What a command printed."""
+        self.say("\n".join(f"    {line}" for line in text.rstrip().splitlines()))
+
+
+async def _told(context: Context, folder: Path, keep: bool) -> Story:
+    from ktrdr_ops.app import open_app_async
+    from ktrdr_ops.sandbox import stop_hosts
+    from ktrdr_ops.settings import load_settings
+
+    nothing = folder / "none.toml"
+    flags = {"journal": folder / "journal.db", "sandbox": True}
+    settings = load_settings(flags, environment={}, folder=folder, user_file=nothing)
+    story = Story(context, folder)
+    try:
+        await _started(story, settings)
+        async with open_app_async(settings=settings, readonly=True) as app:
+            await _several(story, app)
+            await _killed(story, app)
+            await _finished(story, app)
+            await _looked_back(story, app)
+    finally:
+        await asyncio.to_thread(stop_hosts, settings)
+    return story
+
+
+async def _started(story: Story, settings: Settings) -> None:
+    """The host, and the first command, which makes the journal."""
+    from ktrdr_ops.sandbox import prepared
+
+    ready = await asyncio.to_thread(prepared, settings, latency=LATENCY)
+    story.say(f"A sandbox of its own in {safe(story.folder)}; nothing else is touched.")
+    story.say(f"A data host at {ready.ib_host_url} serves sample series over HTTP; each answer takes {LATENCY} s.")
+    story.chapter("Three series, side by side, as one group")
+    await story.run(*SEVERAL, shown=True)
+
+
+async def _several(story: Story, app: AsyncApp) -> None:
+    from ktrdr_ops.core.journal import history
+
+    group = await app.journal.state(await history.find(app.journal, "@last"))
+    while group.parent_id is not None:
+        group = await app.journal.state(group.parent_id)
+    children = await history.children(app.journal, group.operation_id)
+    for child in children:
+        story.say(f"    {_loaded(child)}")
+    pieces = [event for child in children for event in await _pieces(app, child.operation_id)]
+    ended = [child for child in children if child.status == "completed"]
+    story.found["group"] = {"operation_id": group.operation_id, "children": [child.operation_id for child in children]}
+    story.claim(
+        f"{group.operation_id}: {len(ended)} of {len(children)} completed, {len(pieces)} {PIECE}s journaled one by one",
+        group.status == "completed" and len(ended) == len(children) == len(SEVERAL) - 3,
+    )
+
+
+def _loaded(state: OperationState) -> str:
+    result = state.result or {}
+    took = ((state.finished_at or 0) - (state.attempt_started_at or 0)) / 1e6
+    days = f"{str(result.get('first'))[:10]} → {str(result.get('last'))[:10]}"
+    content = f"sha256 {str(result.get('sha256'))[:12]}…"
+    return safe(f"{state.operation_id}  {result.get('rows'):,} rows  {days}  {content}  {took:.1f} s")
+
+
+async def _pieces(app: AsyncApp, operation_id: str) -> list[Event]:
+    """The events that say that a piece is stored for good."""
+    from ktrdr_ops.core.journal import history
+
+    return [event for event in await history.marks(app.journal, operation_id) if _is_piece(event)]
+
+
+def _is_piece(event: Event) -> bool:
+    return event.type == "step_completed" and str(getattr(event.fact, "name", "")).startswith(PIECE)
+
+
+async def _killed(story: Story, app: AsyncApp) -> None:
+    story.chapter(f"One series, killed with -9 when its {KILLED_AFTER}th {PIECE} is in the journal")
+    after = (await app.journal.head()).position
+    async with story.process(*ALONE) as process:
+        seen = await _kill_in_time(app, process, after)
+    operation_id = seen[-1].operation_id
+    before = await _pieces(app, operation_id)
+    story.say(f"    kill -9 {process.pid} at position {seen[-1].position:,}")
+    story.found["killed"] = {"operation_id": operation_id, "exit": process.returncode, f"{PIECE}s": len(before)}
+    story.claim(
+        f"the process is dead (signal {-(process.returncode or 0)}), {len(before)} {PIECE}s of {operation_id} are kept",
+        process.returncode == -9 and len(before) >= KILLED_AFTER,
+    )
+    story.quote(await story.run("list"))
+    state = await app.journal.state(operation_id)
+    story.claim(
+        f"its last word was {state.status!r}; its lock is free, so all see that it is {app.journal.status(state)!r}",
+        app.journal.status(state) == "interrupted",
+    )
+
+
+async def _kill_in_time(app: AsyncApp, process: asyncio.subprocess.Process, after: int) -> list[Event]:
+    """Watch the journal from this process, and kill the other one at the right event."""
+
+    async def watch() -> list[Event]:
+        seen: list[Event] = []
+        tail: Any = app.journal.tail(after=after)
+        async with aclosing(tail) as events:
+            async for event in events:
+                seen += [event] if _is_piece(event) else []
+                if len(seen) == KILLED_AFTER:
+                    process.kill()
+                    return seen
+        return seen
+
+    watching = asyncio.ensure_future(watch())
+    communicating = asyncio.ensure_future(process.communicate())
+    async with asyncio.timeout(_DEADLINE):
+        await asyncio.wait({watching, communicating}, return_when=asyncio.FIRST_COMPLETED)
+        if not watching.done():
+            watching.cancel()
+            _, err = await communicating
+            raise OperationFailed(
+                f"it ended before it could be killed: {(err or b'').decode(errors='replace')[-2000:]}"
+            )
+        await communicating
+    return watching.result()
+
+
+async def _finished(story: Story, app: AsyncApp) -> None:
+    story.chapter("The same command again")
+    operation_id = story.found["killed"]["operation_id"]
+    before = await _pieces(app, operation_id)
+    await story.run(*ALONE, shown=True)
+    state = await app.journal.state(operation_id)
+    pieces = await _pieces(app, operation_id)
+    names = [getattr(event.fact, "name", "") for event in pieces]
+    began = await _first_piece(app, operation_id, state.attempt)
+    story.say(f"    {_loaded(state)}")
+    story.claim(
+        f"attempt {state.attempt} of the same operation went on at {PIECE} {began} of {len(names)} and completed it",
+        state.status == "completed" and state.attempt == 2 and began == len(before) + 1,
+    )
+    twice, rest = len(names) - len(set(names)), len(pieces) - len(before)
+    story.claim(
+        f"attempt 1 fetched {len(before)} {PIECE}s, attempt 2 the other {rest}; {twice} were fetched twice",
+        twice == 0 and {event.attempt for event in pieces[len(before) :]} == {state.attempt},
+    )
+    story.found["load"] = {"operation_id": operation_id, "attempt": state.attempt, "result": state.result}
+
+
+async def _first_piece(app: AsyncApp, operation_id: str, attempt: int) -> int | None:
+    """The number of the piece that an attempt asked for first, as its progress said."""
+    async for event in app.journal.read_all(operation_id):
+        context = getattr(event.fact, "context", None) if event.attempt == attempt else None
+        if context and PIECE in context:
+            return int(context[PIECE])
+    return None
+
+
+async def _looked_back(story: Story, app: AsyncApp) -> None:
+    from ktrdr_ops.core.journal import history
+    from ktrdr_ops.core.state import fold_all
+
+    operation_id = story.found["load"]["operation_id"]
+    story.chapter("Is it the same as if nothing had happened?")
+    await story.run(*UNDISTURBED, shown=True)
+    undisturbed = await app.journal.state(await history.find(app.journal, "@last"))
+    story.say(f"    {_loaded(undisturbed)}")
+    hashes = {(story.found["load"]["result"] or {}).get("sha256"), (undisturbed.result or {}).get("sha256")}
+    story.claim("an undisturbed load of everything has the same sha256", len(hashes) == 1 and None not in hashes)
+
+    story.chapter("What was shown then")
+    suffix = operation_id.rpartition("_")[2]
+    story.quote(await story.run("replay", suffix, "--at", "50%"))
+    events = [event async for event in app.journal.read_all(operation_id)]
+    story.claim(
+        f"its {len(events)} events, folded again, give the state that the journal shows",
+        fold_all(events) == await app.journal.state(operation_id),
+    )
+
+    story.chapter("Is the journal whole?")
+    await _verified(story, app)
+
+
+async def _verified(story: Story, app: AsyncApp) -> None:
+    from ktrdr_ops.core.journal.verify import verify
+
+    story.quote(await story.run("journal", "verify"))
+    report = await verify(app.journal, objects=app.objects)
+    story.found["verify"] = report.document()
+    story.claim(
+        f"{report.events:,} events of {report.operations:,} operations: no position is missing, every hash holds",
+        report.ok,
+    )
