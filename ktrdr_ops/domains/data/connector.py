@@ -8,7 +8,7 @@ import pandas as pd
 
 from ktrdr_ops.core.attempt import Attempt
 from ktrdr_ops.core.cancellation import CancellationToken
-from ktrdr_ops.core.errors import HostServiceError, HostUnavailable
+from ktrdr_ops.core.errors import HostServiceError, HostUnavailable, JournalCorrupt
 from ktrdr_ops.core.orchestration import AsyncOperation
 from ktrdr_ops.core.progress import GenericProgressManager
 from ktrdr_ops.domains.data.engine.asked import Asked
@@ -58,6 +58,10 @@ class DataSystemConnector:
             raise DataHostUnavailable(_failed(asked, error.message), hint=error.hint, **error.details) from error
         except HostServiceError as error:
             raise DataServiceError(_failed(asked, error.message), hint=error.hint, **error.details) from error
+        except JournalCorrupt as error:  # an object is gone or changed; the journal itself is written as before
+            raise DataServiceError(
+                _failed(asked, error.message), hint="Load it anew: --mode full --refresh --new", **error.details
+            ) from error
         except OSError as error:
             raise DataServiceError(
                 _failed(asked, f"{error.strerror or error} ({error.filename or self.manager.stored.files.folder})"),

@@ -15,7 +15,7 @@ from ktrdr_ops.core.domain import CommandContext
 from ktrdr_ops.core.errors import HostUnavailable, InvalidValue, OperationCancelledException
 from ktrdr_ops.core.orchestration import AsyncOrchestrationFramework
 from ktrdr_ops.core.progress import GenericProgressManager
-from ktrdr_ops.domains.data.engine.bars import canonical_sha256, merged
+from ktrdr_ops.domains.data.engine.bars import canonical_sha256, merged, parse_moment
 from ktrdr_ops.domains.data.engine.commands import show, verify
 from ktrdr_ops.domains.data.engine.errors import (
     DataServiceError,
@@ -24,7 +24,11 @@ from ktrdr_ops.domains.data.engine.errors import (
     SeriesUnreadable,
     UnknownSymbol,
 )
-from ktrdr_ops.domains.data.engine.store import csv_bytes, decoded
+from ktrdr_ops.domains.data.engine.ib_host import IbHostService
+from ktrdr_ops.domains.data.engine.manager import DataManager
+from ktrdr_ops.domains.data.engine.pacing import Pacer, Rules
+from ktrdr_ops.domains.data.engine.store import SeriesFiles, csv_bytes, decoded
+from ktrdr_ops.domains.data.engine.stored import StoredSeries
 from ktrdr_ops.domains.data.interface import DataDomainInterface
 from tests.domains.data.data_host import daily, failing, found, part_of, says
 from tests.faulty_host import answers, hang, html, refusing_url, server_error
@@ -426,8 +430,11 @@ async def test_show_prints_the_ends_and_where_they_came_from(app, bars):
     assert f"TEST 1d   {len(bars)} bars" in shown.text
     operation_id = (await app.show("data_load_TEST_1d"))["operation_id"]
     assert f"published by {operation_id}" in shown.text
-    then = await show(command(app, symbol="TEST", timeframe="1d", as_of=operation_id))
-    assert then.document == shown.document
+    for as_of in (operation_id, operation_id[-4:], str(shown.document["position"])):
+        then = await show(command(app, symbol="TEST", timeframe="1d", as_of=as_of))
+        assert then.document == shown.document
+    with pytest.raises(NothingStored):
+        await show(command(app, symbol="TEST", timeframe="1d", as_of="1"))
     json.dumps(shown.document, allow_nan=False)
     with pytest.raises(NothingStored):
         await show(command(app, symbol="NOPE", timeframe="1d"))
@@ -446,6 +453,81 @@ async def test_verify_finds_a_changed_file_and_a_changed_object(app, bars, setti
     path.unlink()
     worse = await verify(command(app))
     assert len(worse.document["series"][0]["problems"]) == 2
+
+
+async def test_an_object_that_was_damaged_is_mended_from_its_file_and_else_loaded_anew(app, bars, settings):
+    await load(app)
+    [series] = await artifacts(app, "series")
+    damaged = app.objects.path(series.object)
+    damaged.write_bytes(b"x")
+    assert canonical_sha256(await load(app, mode="local")) == canonical_sha256(bars)
+    damaged.write_bytes(b"x")
+    (settings.data_dir / "TEST" / "1d.parquet").unlink()
+    with pytest.raises(DataServiceError, match="is not what was stored"):
+        await load(app, mode="local")
+    assert (await app.show("@last"))["status"] == "failed"
+    assert canonical_sha256(await load(app, refresh=True)) == canonical_sha256(bars)
+
+
+def by_hand(settings, host, rules):
+    """An interface over a manager with this pacing, and its framework."""
+    framework = AsyncOrchestrationFramework(GenericProgressManager(), CancellationSystem())
+    service = IbHostService(host.url, Pacer(rules), gateway_wait=0.01)
+    stored = StoredSeries(SeriesFiles(settings.data_dir), "parquet")
+    manager = DataManager(service, stored, as_of=parse_moment("2013-03-02"))
+    return DataDomainInterface(framework, manager), framework
+
+
+async def wait_and_cancel(data, framework):
+    """Cancel the load once it waits; gives its events."""
+    task = asyncio.create_task(data.execute_data_load("TEST", "1d", "full"))
+    events = []
+    async for event in framework.journal.tail():
+        events.append(event)
+        if event.type == "wait_started":
+            await framework.cancel_operation(event.operation_id)
+        if event.event_class == "terminal":
+            break
+    with pytest.raises(OperationCancelledException):
+        await task
+    await data.aclose()
+    await framework.aclose()
+    return events
+
+
+async def test_a_wait_for_pacing_is_journaled_and_ends_with_a_cancel(settings, host):
+    events = await wait_and_cancel(*by_hand(settings, host, Rules(total=2, total_seconds=600)))
+    [started] = [event for event in events if event.type == "wait_started"]
+    assert started.fact.reason == "IB pacing"
+    assert 590e6 < started.fact.until - started.at < 601e6
+    assert events[-1].type == "cancelled"
+    assert events[-1].at - started.at < 1e6
+    assert [event.type for event in events].count("wait_ended") == 1
+    assert len(host.asked) == 2
+
+
+async def test_a_host_that_says_pacing_violation_is_left_alone_for_a_minute(settings, host):
+    host.fault = once(failing("Error 162: Historical data request pacing violation"))
+    events = await wait_and_cancel(*by_hand(settings, host, None))
+    [started] = [event for event in events if event.type == "wait_started"]
+    assert 59e6 < started.fact.until - started.at < 61e6
+    assert [event.fact.reason for event in events if event.type == "request_retried"] == [
+        "Error 162: Historical data request pacing violation"
+    ]
+
+
+async def test_a_gateway_that_times_out_while_it_is_connected_is_asked_again_and_then_absent(settings, host, bars):
+    data, framework = by_hand(settings, host, None)
+    timeout = failing("Timeout while acquiring connection")
+    host.fault = once(timeout, timeout)
+    loaded = await data.execute_data_load("TEST", "1d", "full")
+    assert canonical_sha256(loaded) == canonical_sha256(bars)
+    assert loaded.attrs["load"]["requests"] == 6
+    host.fault = lambda asked: timeout
+    with pytest.raises(HostUnavailable, match="does not answer: Timeout while acquiring connection"):
+        await data.execute_data_load("TEST", "1d", "full", refresh=True)
+    await data.aclose()
+    await framework.aclose()
 
 
 async def test_a_data_folder_that_cannot_be_made_is_a_clear_error(opened, tmp_path):

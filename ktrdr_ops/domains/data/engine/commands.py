@@ -11,7 +11,8 @@ import pandas as pd
 
 from ktrdr_ops.core.artifacts import Artifact, ObjectStore
 from ktrdr_ops.core.domain import CommandContext, CommandResult
-from ktrdr_ops.core.errors import JournalCorrupt
+from ktrdr_ops.core.errors import JournalCorrupt, OperationNotFound
+from ktrdr_ops.core.journal import history
 from ktrdr_ops.domains.data.engine.bars import COLUMNS, bar_times, canonical_sha256, values
 from ktrdr_ops.domains.data.engine.errors import NothingStored, SeriesUnreadable
 from ktrdr_ops.domains.data.engine.store import Format, SeriesFiles, decoded, read_object
@@ -27,7 +28,7 @@ async def show(context: CommandContext) -> CommandResult:
     """The first and last bars and where they came from. Raises NothingStored, InvalidValue, JournalCorrupt."""
     app, given = context.app, context.values
     symbol, timeframe = checked_symbol(given["symbol"]), checked_timeframe(given["timeframe"]).name
-    as_of = given.get("as_of")
+    as_of = await _publisher(app, given.get("as_of"))
     artifact = await app.catalogue.latest(SERIES, f"{symbol}:{timeframe}", as_of=as_of)
     if artifact is not None:
         format = _format(artifact)
@@ -43,6 +44,18 @@ async def show(context: CommandContext) -> CommandResult:
     document = {"symbol": symbol, "timeframe": timeframe, **extent(bars), "sha256": canonical_sha256(bars), **origin}
     document["bars"] = _rows(bars)
     return CommandResult(document, _text(document, len(bars)))
+
+
+async def _publisher(app: Any, as_of: str | None) -> str | int | None:
+    """An operation's id from any unique beginning of it, or a position of the journal."""
+    if as_of is None:
+        return None
+    try:
+        return await history.find(app.journal, as_of)
+    except OperationNotFound:
+        if as_of.isascii() and as_of.isdigit() and len(as_of) < 19:
+            return int(as_of)
+        raise
 
 
 def _own_file(settings: Any, symbol: str, timeframe: str) -> tuple[pd.DataFrame, dict[str, Any]]:

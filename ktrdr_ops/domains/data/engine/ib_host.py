@@ -34,7 +34,6 @@ SERVICE = "IB host service"
 HISTORICAL = "/data/historical"
 _ABSENT_TRIES = 3
 _PACING_TRIES = 3
-_ABSENT_WAIT_SECONDS = 2.0
 _GATEWAY_HINT = "Start (or log in to) the Interactive Brokers gateway.  ktrdr-ops doctor"
 
 
@@ -58,12 +57,18 @@ class Contract:
 
 
 class IbHostService(AsyncHostService):
-    """The client of the IB host service at ``url``. ``pacer`` keeps to IB's limits for this process."""
+    """The client of the IB host service at ``url``. ``pacer`` keeps to IB's limits for this process.
 
-    def __init__(self, url: str, pacer: Pacer, *, pool: HttpPool | None = None, **options: Any) -> None:
+    ``gateway_wait`` (seconds, longer each time) lies between tries when the host says that its gateway timed out.
+    """
+
+    def __init__(
+        self, url: str, pacer: Pacer, *, pool: HttpPool | None = None, gateway_wait: float = 2.0, **options: Any
+    ) -> None:
         super().__init__(pool=pool, **options)
         self._url_of_host = url
         self._pacer = pacer
+        self._gateway_wait = gateway_wait
 
     def get_service_name(self) -> str:
         """As people call it."""
@@ -182,7 +187,7 @@ class IbHostService(AsyncHostService):
             raise HostUnavailable(
                 f"the gateway of the {SERVICE} does not answer: {error}", hint=_GATEWAY_HINT, service=SERVICE
             )
-        seconds = _ABSENT_WAIT_SECONDS * tries
+        seconds = self._gateway_wait * tries
         caller.retried(Retry(SERVICE, "POST", HISTORICAL, tries, error, seconds))
         await caller.token.sleep(seconds, HISTORICAL)
 

@@ -328,7 +328,7 @@ class _Load:
             self.asked, self.attempt.objects, stored.files, self.manager.format, self.manager.source(self.asked), values
         )
         merged = await asyncio.to_thread(merge.into, current)
-        publish = [] if merged.publication is None else [merged.publication]
+        publish = [*(current.publish if current else ()), *([merged.publication] if merged.publication else [])]
         await self.attempt.complete_step("saved", merged.saved, publish=publish)
 
     async def _returned(self) -> pd.DataFrame:

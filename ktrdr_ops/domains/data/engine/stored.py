@@ -16,6 +16,7 @@ import pandas as pd
 
 from ktrdr_ops.core.artifacts import Artifact, ObjectStore, Publication
 from ktrdr_ops.core.attempt import Attempt
+from ktrdr_ops.core.errors import JournalCorrupt
 from ktrdr_ops.domains.data.engine.asked import Asked, spans_of
 from ktrdr_ops.domains.data.engine.bars import bar_times, canonical_sha256
 from ktrdr_ops.domains.data.engine.gaps import Span
@@ -45,7 +46,18 @@ class StoredSeries:
         self.preferred = preferred
 
     async def current(self, asked: Asked, attempt: Attempt) -> Stored | None:
-        """What is stored now; None is nothing. Raises SeriesUnreadable, JournalCorrupt, OSError."""
+        """What is stored now; None is nothing. Raises SeriesUnreadable, JournalCorrupt, OSError.
+
+        For a refresh what can no longer be read is nothing.
+        """
+        try:
+            return await self._current(asked, attempt)
+        except JournalCorrupt:
+            if asked.refresh:
+                return None
+            raise
+
+    async def _current(self, asked: Asked, attempt: Attempt) -> Stored | None:
         name = asked.timeframe.name
         found = await asyncio.to_thread(self.files.find, asked.symbol, name, self.preferred)
         latest = await attempt.catalogue.latest(SERIES, asked.key)
@@ -54,7 +66,9 @@ class StoredSeries:
         if latest is None:
             return None
         format: Format = "csv" if latest.metadata.get("format") == "csv" else "parquet"
-        if found is None or found.object != latest.object:
+        if found is not None and found.object == latest.object:
+            await asyncio.to_thread(attempt.objects.put, found.content)  # heals an object that is gone or changed
+        else:
             path = self.files.path(asked.symbol, name, format)
             await asyncio.to_thread(self.files.move, path, attempt.objects.read(latest.object))
         bars = await asyncio.to_thread(read_object, attempt.objects, latest.object, format)
