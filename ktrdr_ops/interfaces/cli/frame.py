@@ -119,7 +119,7 @@ class Context:
             return
         lines = [f"{paint('✗', 'bad')} {safe(error['message'], 4000)}"]
         if error.get("hint"):
-            lines += [f"  {safe(line)}" for line in str(error["hint"]).splitlines()]
+            lines += [f"  {safe(line)}" for line in self.with_flags(str(error["hint"])).splitlines()]
         self.complain("\n".join(lines))
 
     def command(self, *words: str) -> str:
@@ -129,18 +129,32 @@ class Context:
             flags += ["--journal", self.journal]
         return shlex.join(["ktrdr-ops", *flags, *words])
 
-    def run(self, function: Callable[[AsyncApp], Awaitable[T]], *, readonly: bool = False) -> T:
-        """What an async function of the open application gives. Raises what it raises, and JournalError."""
+    def with_flags(self, hint: str) -> str:
+        """A hint whose commands name the same journal."""
+        return hint.replace("ktrdr-ops ", self.command() + " ")
+
+    def run(self, function: Callable[[AsyncApp], Awaitable[T]], *, readonly: bool = False, hosts: bool = False) -> T:
+        """What an async function of the open application gives. Raises what it raises, and JournalError.
+
+        ``hosts``: it talks to host services; those of the sandbox are started first.
+        """
         from ktrdr_ops.app import open_app_async
 
+        settings = self.settings
+        if hosts and settings.sandbox:
+            from ktrdr_ops.sandbox import prepared
+
+            settings = prepared(settings)
+
         async def opened() -> T:
-            async with open_app_async(settings=self.settings, readonly=readonly) as app:
+            async with open_app_async(settings=settings, readonly=readonly) as app:
                 return await function(app)
 
         return asyncio.run(opened())
 
 
-def _parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
+def parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
+    """A parameter made at run time; ``info`` is typer's Option or Argument."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
@@ -148,18 +162,18 @@ def _globals(*, hidden: bool) -> list[inspect.Parameter]:
     """The global options; their Python names begin with ``global_`` so that no option of a domain meets them."""
 
     def flag(name: str, *spelled: str, help: str) -> inspect.Parameter:
-        return _parameter(f"global_{name}", bool, False, typer.Option(*spelled, help=help, hidden=hidden))
+        return parameter(f"global_{name}", bool, False, typer.Option(*spelled, help=help, hidden=hidden))
 
     def value(name: str, kind: Any, *spelled: str, help: str, metavar: str) -> inspect.Parameter:
         info = typer.Option(*spelled, help=help, hidden=hidden, metavar=metavar)
-        return _parameter(f"global_{name}", kind, None, info)
+        return parameter(f"global_{name}", kind, None, info)
 
     return [
         value("journal", str | None, "--journal", help="The journal's file.", metavar="PATH"),
         flag("sandbox", "--sandbox", help="Embedded hosts, with a journal and data of their own."),
         flag("json", "--json", help="One JSON document on stdout; errors too."),
         flag("quiet", "--quiet", "-q", help="No progress and no hints."),
-        _parameter(
+        parameter(
             "global_verbose",
             int,
             0,

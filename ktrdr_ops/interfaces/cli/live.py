@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.replay import progress_state
-from ktrdr_ops.core.state import OperationState, document
+from ktrdr_ops.core.state import LIVE, OperationState, document
 from ktrdr_ops.interfaces.cli import logs, words
 from ktrdr_ops.interfaces.cli.screen import safe, unpainted
 
@@ -55,9 +55,14 @@ def bar(percentage: float, *, width: int = _BAR) -> str:
 
 
 class Viewer:
-    """Shows operations and their children, from ``add`` until ``close``."""
+    """Shows operations and their children, from ``add`` until ``close``.
 
-    def __init__(self, context: Context, app: AsyncApp) -> None:
+    ``tells_ends``: lines say how what was added ended; else whoever uses this says it.
+    """
+
+    def __init__(self, context: Context, app: AsyncApp, *, tells_ends: bool = False) -> None:
+        self._tells_ends = tells_ends
+        self._drawn: list[str] = []
         self._context = context
         self._app = app
         self._roots: list[str] = []
@@ -68,6 +73,16 @@ class Viewer:
         """Show this one too."""
         if operation_id not in self._roots:
             self._roots.append(operation_id)
+
+    def begun(self, state: OperationState) -> None:
+        """Show this one too, and say now that it has begun."""
+        self.add(state.operation_id)
+        if state.operation_id in self._told:
+            return
+        self._told[state.operation_id] = Told("running", state.attempt, 0.0, time.monotonic())
+        logs.changed(document(state, "running"))
+        if not self._context.live:
+            self._context.say(self._head(state, "running"))
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -117,7 +132,8 @@ class Viewer:
             return
         if told is None or (told.status, told.attempt) != (status, state.attempt):
             logs.changed(document(state, status, stalled=self._app.journal.stalled(state)))
-        if not self._context.live and (status in ("running", "cancelling", "pending") or told is not None):
+        ends_here = status not in LIVE and not self._tells_ends and state.operation_id in self._roots
+        if not self._context.live and not ends_here and (status in LIVE or told is not None):
             self._context.say(self._line(state, status))
         self._told[state.operation_id] = Told(status, state.attempt, state.percentage, now)
 
@@ -139,7 +155,11 @@ class Viewer:
         room = max(self._height() - 2, 4)
         if len(lines) > room:
             lines = [*lines[: room - 1], f"  … and {len(lines) - room + 1} more lines: ktrdr-ops list"]
-        texts = [Text(unpainted(screen.fit(line)), no_wrap=True, overflow="ellipsis") for line in lines]
+        lines = [unpainted(screen.fit(line)) for line in lines]
+        if lines == self._drawn:
+            return
+        self._drawn = lines
+        texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         if self._live is None:
             self._live = self._begin()
         self._live.update(Group(*texts), refresh=True)
@@ -157,6 +177,9 @@ class Viewer:
         live.start()
         screen.above = lambda text: console.print(Text.from_ansi(text.rstrip("\n")))
         return live
+
+    def _bar(self) -> int:
+        return _BAR if self._context.err.width >= 110 else _BAR * 2 // 3
 
     def _height(self) -> int:
         import shutil
@@ -182,7 +205,9 @@ class Viewer:
 
     def _body(self, state: OperationState, status: str, *, child: bool) -> str:
         name = f"{words.suffix(state.operation_id)} " if child else ""
-        said = "" if status == "running" else f"{status}: "
+        said = "" if status == state.status and status not in ("pending", "cancelling") else f"{status}: "
         if state.waiting is not None and status == "running":
             said = f"waiting: {safe(state.waiting['reason'], 80)}  "
-        return f"  {name}{bar(state.percentage)} {state.percentage:3.0f}%  {said}{self._message(state)}"
+        return (
+            f"  {name}{bar(state.percentage, width=self._bar())} {state.percentage:3.0f}%  {said}{self._message(state)}"
+        )

@@ -47,6 +47,14 @@ async def whole_document(app: AsyncApp, operation_id: str) -> dict[str, Json]:
     return found
 
 
+async def attempt_seconds(app: AsyncApp, operation_id: str) -> float | None:
+    """How long its last attempt took; None while it lasts."""
+    state = await app.journal.state(operation_id)
+    if state.finished_at is None or state.attempt_started_at is None:
+        return None
+    return max(state.finished_at - state.attempt_started_at, 0) / 1e6
+
+
 def list_(
     context: Context,
     status: Annotated[str | None, typer.Option(metavar="S", help="running, failed, interrupted, ...")] = None,

@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ktrdr_ops.core.errors import (
 )
 from ktrdr_ops.interfaces.cli import words
 from ktrdr_ops.interfaces.cli.live import Viewer
-from ktrdr_ops.interfaces.cli.looking import whole_document
+from ktrdr_ops.interfaces.cli.looking import attempt_seconds, whole_document
 from ktrdr_ops.interfaces.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ Begin = Callable[[Callable[["GenericProgressState"], None]], Awaitable[Any]]
 """Starts operations; what it is given must be told of their progress."""
 
 CTRL_C = "Ctrl+C"
+_LAST_SECONDS = 3.0
 _BEFORE_ANY = 1.0
 """Seconds that a start which has no id yet may take after Ctrl+C."""
 
@@ -76,7 +78,6 @@ class _Run:
             self.loop.call_soon_threadsafe(self._begun, state.operation_id)
 
     def _begun(self, operation_id: str) -> None:
-        self.viewer.add(operation_id)
         self._chore(self._announce(operation_id))
         if self._cancels:
             self._chore(self._cancel(operation_id))
@@ -88,6 +89,7 @@ class _Run:
         if state.attempt > 1:
             kept = f"{state.steps:,} {'step' if state.steps == 1 else 'steps'} kept"
             self.context.say(f"going on with {safe(operation_id)}: attempt {state.attempt}, {kept}")
+        self.viewer.begun(state)
 
     def on_ctrl_c(self) -> None:
         """Ask everything that runs to stop; the second time, wait no longer."""
@@ -228,14 +230,14 @@ async def told(context: Context, app: AsyncApp, ended: Ended) -> int:
     found = await whole_document(app, ended.ids[0])
     if found["error"] is None and isinstance(ended.error, KtrdrOpsError):
         found["error"] = ended.error.document()
-    tell(context, found)
+    await tell(context, app, found)
     return leave(app, ended, exit_code(ended))
 
 
-def tell(context: Context, found: dict[str, Json]) -> None:
+async def tell(context: Context, app: AsyncApp, found: dict[str, Json]) -> None:
     """The outcome: a completed one is the result, on stdout; any other is said on stderr."""
     command = context.command("resume", words.suffix(found["operation_id"]))
-    text = words.outcome(found, command)
+    text = words.outcome(found, command, await attempt_seconds(app, found["operation_id"]))
     if context.json or found["status"] == "completed":
         context.emit(found, text)
     else:
@@ -243,10 +245,14 @@ def tell(context: Context, found: dict[str, Json]) -> None:
 
 
 def leave(app: AsyncApp, ended: Ended, code: int) -> int:
-    """The exit code; where work was left behind in a thread, the process ends here, for it would wait for it."""
-    if ended.left:
+    """The exit code. A thread that an operation left behind must not keep the process: it would be waited for, so this
+    process ends by itself after a moment, what it had to say being said."""
+    if ended.error is not None or ended.told is not None:
         app.journal.flush(5.0)
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        timer = threading.Timer(0.0 if ended.left else _LAST_SECONDS, os._exit, (code,))
+        timer.daemon = True
+        timer.start()
+    if ended.left:
+        timer.join()
     return code

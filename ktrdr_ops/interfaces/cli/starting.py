@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -12,7 +13,7 @@ import typer
 
 from ktrdr_ops.core.errors import InvalidValue, KeyIsLive
 from ktrdr_ops.interfaces.cli import words
-from ktrdr_ops.interfaces.cli.frame import START, Context, command, group
+from ktrdr_ops.interfaces.cli.frame import START, Context, command, group, parameter
 from ktrdr_ops.interfaces.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 IfRunning = Literal["wait", "attach", "skip"]
 
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "path": Path}
+_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false", "path": "PATH"}
 _New = Annotated[bool, typer.Option("--new", help="Start afresh, also where an earlier one could be gone on with.")]
 _IfRunning = Annotated[
     IfRunning | None,
@@ -84,22 +86,24 @@ def _add(cli: typer.Typer, found: Command) -> None:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    kind: Any = cast(Any, Literal)[option.choices] if option.choices else _TYPES[option.type]
-    kind = list.__class_getitem__(kind) if option.many else kind
+    one: Any = _TYPES[option.type]
+    if option.choices:
+        one = operator.getitem(cast("Any", Literal), option.choices)
+    kind: Any = list.__class_getitem__(one) if option.many else one
     name = option.name.upper().replace("_", "-")
     info: Any
     if option.positional:
-        info = typer.Argument(help=option.help, metavar=f"{name}..." if option.many else name)
+        info = typer.Argument(help=option.help, metavar=name)
     else:
         spelled = "--" + option.name.replace("_", "-")
         flag = option.type == "bool" and not option.many
         if flag and option.default:
             spelled += f"/--no-{spelled[2:]}"
-        metavar = None if flag else "|".join(option.choices) if option.choices else name
+        metavar = None if flag else "|".join(option.choices) if option.choices else _METAVARS[option.type]
         info = typer.Option(spelled, help=option.help, metavar=metavar)
-    default = inspect.Parameter.empty if option.required else option.default
-    annotation = Annotated[kind if option.required or default not in (None, ()) else kind | None, info]
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    if option.required:
+        return parameter(option.name, kind, inspect.Parameter.empty, info)
+    return parameter(option.name, kind | None if option.default in (None, ()) else kind, option.default, info)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Json]:
@@ -154,7 +158,7 @@ def start(
     async def begin(app: AsyncApp) -> int:
         return await _begin(context, app, operation_type, parameters, new, if_running)
 
-    return context.run(begin)
+    return context.run(begin, hosts=True)
 
 
 async def _begin(

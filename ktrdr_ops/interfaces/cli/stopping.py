@@ -14,7 +14,7 @@ from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import operating, watching, words
 from ktrdr_ops.interfaces.cli.frame import ACT, Context, command
-from ktrdr_ops.interfaces.cli.looking import Reference, operation_document, whole_document
+from ktrdr_ops.interfaces.cli.looking import Reference, attempt_seconds, operation_document, whole_document
 from ktrdr_ops.interfaces.cli.screen import paint, safe
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ T = TypeVar("T")
 _WAIT_SECONDS = 5.0
 _SIDE_BY_SIDE = 4
 
-References = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids, their ends, @last, @running.")]
+References = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids, their ends, @last, @running.")]
 Parent = Annotated[str | None, typer.Option("--parent", metavar="ID", help="All unfinished children of this one.")]
 
 
@@ -40,7 +40,9 @@ def register(cli: typer.Typer) -> None:
     command(cli, "note", help="Write something down about an operation", panel=ACT)(note)
 
 
-def over_journal(context: Context, reference: str | None, work: Callable[[AsyncApp], Awaitable[T]]) -> T:
+def over_journal(
+    context: Context, reference: str | None, work: Callable[[AsyncApp], Awaitable[T]], *, hosts: bool = False
+) -> T:
     """Run it over a journal that is there; none is made. Raises OperationNotFound for the reference, or
     JournalMissing without one."""
     path = context.settings.journal
@@ -51,7 +53,7 @@ def over_journal(context: Context, reference: str | None, work: Callable[[AsyncA
         raise OperationNotFound(
             f"there is no operation {reference[:80]!r}: {missing}", hint="Name the journal with --journal."
         )
-    return context.run(work)
+    return context.run(work, hosts=hosts)
 
 
 # cancel
@@ -163,7 +165,7 @@ def resume(
             return await operating.told(context, app, ended)
         return await _told_together(context, app, ids, ended)
 
-    return over_journal(context, operations[0] if operations else parent, go_on)
+    return over_journal(context, operations[0] if operations else parent, go_on, hosts=not dry_run)
 
 
 async def _resumable(app: AsyncApp, operations: Sequence[str] | None, parent: str | None) -> list[str]:
@@ -218,7 +220,14 @@ async def _told_together(context: Context, app: AsyncApp, ids: Sequence[str], en
     for one in results:
         if isinstance(one, KtrdrOpsError) and one.details.get("operation_id") not in ended.ids:
             context.complain(f"{paint('✗', 'bad')} {safe(one.message)}")
-    lines = [words.outcome(one, context.command("resume", words.suffix(one["operation_id"]))) for one in found]
+    lines = [
+        words.outcome(
+            one,
+            context.command("resume", words.suffix(one["operation_id"])),
+            await attempt_seconds(app, one["operation_id"]),
+        )
+        for one in found
+    ]
     _emit(context, found, lines, alone=False)
     return operating.leave(app, ended, code)
 
@@ -258,7 +267,7 @@ def recover(
 ) -> int:
     """Resume what was interrupted and can go on; say the one command for each that was left."""
     try:
-        return over_journal(context, None, lambda app: _recover(context, app, dry_run))
+        return over_journal(context, None, lambda app: _recover(context, app, dry_run), hosts=not dry_run)
     except JournalMissing as error:
         context.say(safe(error.message))
         context.emit({"resumed": [], "left": []}, "nothing was interrupted")
@@ -308,7 +317,10 @@ def _emit_recovered(context: Context, resumed: list[dict[str, Json]], left: Sequ
         f"{word}: {safe(one['operation_id'])}  {one['status']}  {safe(one['detail'], 400)}".rstrip() for one in resumed
     ]
     for one in left:
-        lines += [f"left: {safe(one.state.operation_id)}  {safe(one.why)}", f"  run: {safe(one.command)}"]
+        lines += [
+            f"left: {safe(one.state.operation_id)}  {safe(one.why)}",
+            f"  run: {safe(context.with_flags(one.command))}",
+        ]
     context.emit(document, "\n".join(lines) or "nothing was interrupted")
 
 

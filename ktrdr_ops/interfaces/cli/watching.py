@@ -35,7 +35,7 @@ def register(cli: typer.Typer) -> None:
 
 def watch(
     context: Context,
-    operations: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Default: whatever runs.")] = None,
+    operations: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Default: whatever runs.")] = None,
 ) -> int:
     """Show operations until those that were named have ended; gives the exit code of the worst."""
 
@@ -81,7 +81,7 @@ def detachable(
 
 async def attend(context: Context, app: AsyncApp, ids: Sequence[str], *, tell: bool) -> int:
     """Show them until they have ended; all that is live where none is named, for as long as it is wanted."""
-    viewer, ended, settling = Viewer(context, app), dict.fromkeys(ids, ""), _Settling(app)
+    viewer, ended, settling = Viewer(context, app, tells_ends=not ids), dict.fromkeys(ids, ""), _Settling(app)
     for operation_id in ids:
         viewer.add(operation_id)
     try:
@@ -101,7 +101,7 @@ async def attend(context: Context, app: AsyncApp, ids: Sequence[str], *, tell: b
     documents = [await whole_document(app, operation_id) for operation_id in ids]
     if tell:
         for found in documents:
-            operating.tell(context, found)
+            await operating.tell(context, app, found)
     return max((exit_code(found) for found in documents), default=0)
 
 

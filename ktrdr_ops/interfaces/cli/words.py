@@ -23,6 +23,8 @@ _SIGNS: dict[str, tuple[str, Style]] = {
     "pending": ("·", "dim"),
 }
 _MANY = 8
+_NAMES = frozenset({"pid", "position"})
+"""Whole numbers that are names, and stay as they are."""
 
 
 def suffix(operation_id: str) -> str:
@@ -44,7 +46,7 @@ def seconds(value: float) -> str:
 
 
 def age(document: Mapping[str, Json]) -> float | None:
-    """How many seconds its last attempt took, or takes so far."""
+    """How many seconds there are from its first start to its end, or to now."""
     if document["started_at"] is None:
         return None
     end = datetime.fromisoformat(document["finished_at"]) if document["finished_at"] else datetime.now(UTC)
@@ -67,6 +69,10 @@ def number(value: Json) -> str:
     return safe(value, 120)
 
 
+def _value(name: str, value: Json) -> str:
+    return str(value) if name in _NAMES and isinstance(value, int) else number(value)
+
+
 def _small(value: Json) -> bool:
     return not isinstance(value, dict | list)
 
@@ -79,17 +85,18 @@ def pairs(values: Mapping[str, Json], *, many: int = _MANY) -> str:
     return " · ".join(shown[:many])
 
 
-def outcome(document: Mapping[str, Json], command: str) -> str:
-    """How an attempt ended, in one to three lines. ``command`` resumes it."""
+def outcome(document: Mapping[str, Json], command: str, took: float | None = None) -> str:
+    """How an attempt ended, in one to three lines. ``command`` resumes it; ``took`` is the attempt's own seconds."""
     status = document["status"]
     sign, style = _SIGNS.get(status, ("·", "bold"))
-    name, took = safe(document["operation_id"]), age(document)
+    name = safe(document["operation_id"])
     kept = (document["checkpoint"] or {}).get("steps", 0)
     steps = f" · {kept:,} {'step' if kept == 1 else 'steps'} kept" if kept else ""
     if status == "completed":
         result = document["result"]
         told = pairs(result) if isinstance(result, dict) else ""
-        return f"{paint(sign, style)} {name} completed in {seconds(took or 0.0)}" + (f" · {told}" if told else "")
+        within = "" if took is None else f" in {seconds(took)}"
+        return f"{paint(sign, style)} {name} completed{within}" + (f" · {told}" if told else "")
     if status == "cancelled":
         latency = (document["cancellation"] or {}).get("latency_ms")
         within = "" if latency is None else f" in {seconds(latency / 1000)}"
@@ -108,10 +115,11 @@ def outcome(document: Mapping[str, Json], command: str) -> str:
 
 def _failure(document: Mapping[str, Json], command: str, kept: int) -> str:
     error = document["error"] or {}
+    hint = str(error.get("hint") or "").replace("ktrdr-ops ", command.rpartition("resume")[0])
     lines = [f"{paint('✗', 'bad')} {safe(document['operation_id'])} failed: {safe(error.get('message') or '', 4000)}"]
     if kept:
         lines.append(f"  The journal has {kept:,} of its steps; nothing is lost.")
-    lines += [f"  {safe(line)}" for line in str(error.get("hint") or "").splitlines()]
+    lines += [f"  {safe(line)}" for line in hint.splitlines()]
     lines.append(f"  Then: {command}")
     return "\n".join(lines)
 
@@ -119,12 +127,9 @@ def _failure(document: Mapping[str, Json], command: str, kept: int) -> str:
 def headline(document: Mapping[str, Json], fields: Sequence[str]) -> str:
     """The id, and what it works on: the context's named fields, else its few plain values."""
     context = document["context"]
-    named = [context[name] for name in fields if context.get(name) is not None]
-    if not named:
-        named = [
-            value for value in context.values() if isinstance(value, str | int | float) and not isinstance(value, bool)
-        ]
-    return "  ".join([safe(document["operation_id"]), " ".join(number(value) for value in named[:6])]).rstrip()
+    named = [number(context[name]) for name in fields if context.get(name) is not None]
+    plain = {name: value for name, value in context.items() if isinstance(value, str | int | float)}
+    return "  ".join([safe(document["operation_id"]), " ".join(named) or pairs(plain, many=4)]).rstrip()
 
 
 def rendered(state: GenericProgressState, renderer: ProgressRenderer) -> str:
