@@ -203,7 +203,7 @@ class AsyncHostService(ABC):
             return _QUICK_RETRY_SECONDS if number == 1 else None
         if asked is not None:
             return float(asked) if asked <= call.deadline else None
-        step = self._first_wait * 2 ** (number - 1)
+        step: float = self._first_wait * 2 ** (number - 1)
         return min(self._longest_wait, step + random.uniform(0, self._first_wait))
 
     async def _once(self, call: _Call) -> Any:

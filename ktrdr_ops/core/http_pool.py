@@ -1,8 +1,9 @@
 """One pool of connections an application, and one exchange over it: a request and its whole answer, within a deadline.
 
-The transport is aiohttp's under httpx's client: with 20 requests in flight on loopback it carried 3,100 of them a second
-(p99 10 ms), httpx's own 450 (p99 150 ms). What goes wrong is told by `Trouble`, read from aiohttp's own error, because
-the transport's translation calls a reset connection a connect timeout and lets a garbled answer through untranslated.
+The transport is aiohttp's under httpx's client: with 20 requests in flight on loopback it carried 3,100 of them a
+second (p99 10 ms), httpx's own 450 (p99 150 ms). What goes wrong is told by `Trouble`, read from aiohttp's own error,
+because the transport's translation calls a reset connection a connect timeout and lets a garbled answer through
+untranslated.
 
 A deadline covers everything from connecting to the last byte of the body: a read timeout would begin anew with each
 byte that drips in. Waiting for one of our own connections to become free is not the host's doing and is outside it.
@@ -89,7 +90,8 @@ class HttpPool:
         deadline: float,
         max_body: int,
     ) -> Answer:
-        """Send one request and read its whole answer; raises Trouble. `deadline` in seconds, `max_body` in decoded bytes.
+        """Send one request and read its whole answer; raises Trouble. `deadline` in seconds, `max_body` in decoded
+        bytes.
 
         Cancelling the caller's task closes the connection at once.
         """

@@ -48,6 +48,7 @@ class DataHost:
         self.series = series
         self.latency = latency
         self.requests = 0
+        self.historical_requests = 0
         self.errors = 0
         self.last_error: str | None = None
         self.began = time.monotonic()
@@ -61,6 +62,7 @@ class DataHost:
 
     async def historical(self, asked: Historical) -> dict[str, Any]:
         """Bars as a JSON text inside JSON."""
+        self.historical_requests += 1
         if self.latency:
             await asyncio.sleep(self.latency)
         symbol = asked.symbol.upper()
@@ -193,7 +195,12 @@ def _health_routes(app: FastAPI, host: DataHost) -> None:
             "error_count": host.errors,
             "last_error": host.last_error,
             "uptime_seconds": round(time.monotonic() - host.began, 3),
-            "connection_pool_status": {"embedded": True, "latency": host.latency, "symbols": host.series.symbols},
+            "connection_pool_status": {
+                "embedded": True,
+                "latency": host.latency,
+                "symbols": host.series.symbols,
+                "historical_requests": host.historical_requests,
+            },
         }
 
 

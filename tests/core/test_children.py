@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -48,7 +49,7 @@ class Count(OperationProvider):
                 token.check_cancellation_point()
             if asked["fail"] == number and attempt.number == 1:
                 raise OperationFailed(f"{asked['name']} failed at {number}")
-            await attempt.step(str(number), lambda: self.counted.append(f"{asked['name']}{number}"))
+            await attempt.step(str(number), partial(self.counted.append, f"{asked['name']}{number}"))
         return asked["to"]
 
     def renderer(self):
@@ -116,7 +117,9 @@ async def test_a_parent_that_is_run_again_runs_only_what_is_not_completed(framew
 
 async def test_a_group_runs_its_children_side_by_side(framework):
     seen = []
-    value = await framework.run("group", group({"name": "a"}, {"name": "b"}, {"name": "c"}), progress_callback=seen.append)
+    value = await framework.run(
+        "group", group({"name": "a"}, {"name": "b"}, {"name": "c"}), progress_callback=seen.append
+    )
     assert [child["value"] for child in value["children"]] == [3, 3, 3]
     assert seen[-1].percentage == 100.0
     assert [state.percentage for state in seen] == sorted(state.percentage for state in seen)
@@ -125,7 +128,7 @@ async def test_a_group_runs_its_children_side_by_side(framework):
 
 async def test_a_group_with_a_failed_child_fails_after_the_others_and_goes_on_with_that_child_alone(framework):
     asked = group({"name": "a"}, {"name": "b", "fail": 1})
-    with pytest.raises(OperationFailed, match="1 of 2 .*b failed at 1"):
+    with pytest.raises(OperationFailed, match=r"1 of 2 .*b failed at 1"):
         await framework.run("group", asked)
     assert (await by_key(framework, "count:a")).status == "completed"
     await framework.run("group", asked)

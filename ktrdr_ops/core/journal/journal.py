@@ -189,6 +189,7 @@ class Journal:
             _OPEN.pop(_key(self.path), None)
             if self._writer is not None:
                 self._writer.close()
+            self.lock.unshare()
 
     def _writing(self) -> Writer:
         if self._writer is None:
@@ -235,12 +236,16 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
     engine.check_file(path, writing=False)
     lock = lock_file(path)
     lock.share()
-    connection = connect_for_reading(path)
     try:
-        if _version(connection, path) is None:
-            raise JournalMissing(f"{path} is empty: no operation was journaled yet", hint="Start one first.")
-    finally:
-        connection.close()
+        connection = connect_for_reading(path)
+        try:
+            if _version(connection, path) is None:
+                raise JournalMissing(f"{path} is empty: no operation was journaled yet", hint="Start one first.")
+        finally:
+            connection.close()
+    except BaseException:
+        lock.unshare()
+        raise
     return Journal(path, lock, None, clock)
 
 
@@ -288,4 +293,4 @@ def _bring_up_to_date(connection: Any, path: Path, lock: LockFile) -> None:
             hint="Reading works. To write, upgrade: pip install -U ktrdr-ops",
         )
     if found != schema.HEAD:
-        schema.migrate(connection, lock)
+        schema.migrate(connection, lock, found)

@@ -85,6 +85,11 @@ class LockFile:
         if self._fd is not None:
             fcntl.lockf(self._fd, fcntl.LOCK_SH, 1, _SHARE)
 
+    def unshare(self) -> None:
+        """This process has closed the journal."""
+        if self._fd is not None:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _SHARE)
+
     def take_share_alone(self) -> None:
         """For a migration: nobody else may have the journal open. Raises JournalRefused that names a pid."""
         self._check_process()

@@ -40,9 +40,11 @@ def is_newer(found: str) -> bool:
     return found > HEAD
 
 
-def migrate(connection: Any, lock: LockFile) -> None:
-    """Bring the journal to HEAD. The caller holds the gate; nobody else may have the journal open."""
-    lock.take_share_alone()
+def migrate(connection: Any, lock: LockFile, found: str | None) -> None:
+    """Bring the journal to HEAD. The caller holds the gate. Nobody else may have an older journal open; an empty file
+    (``found`` is None) is open to nobody."""
+    if found is not None:
+        lock.take_share_alone()
     try:
         upgrade(connection)
     except engine.sqlite.OperationalError as error:
@@ -108,8 +110,8 @@ def migrate_from_command_line(config: Config, run: Callable[[Connection], None])
     lock.lock_gate()
     connection = engine.connect(path)
     try:
-        version(connection)
-        lock.take_share_alone()
+        if version(connection) is not None:
+            lock.take_share_alone()
         with _sqlalchemy(connection) as wrapped:
             connection.execute("BEGIN IMMEDIATE")
             try:
