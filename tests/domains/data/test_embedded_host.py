@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -124,6 +126,26 @@ def test_a_load_killed_after_its_fifth_segment_ends_with_the_same_hash_and_asks_
     with sqlite3.connect(f"file:{folder / 'journal.db'}?mode=ro", uri=True) as connection:
         [result] = connection.execute("SELECT payload FROM events WHERE type = 'completed'").fetchone()
     assert json.loads(result)["result"]["requests"] == 9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_load_killed_at_any_of_twenty_random_moments_ends_with_the_same_hash(tmp_path, embedded):
+    whole, _ = run_load(tmp_path / "undisturbed", embedded).communicate(timeout=60)
+    moments = random.Random(3)
+    for number in range(20):
+        folder = tmp_path / str(number)
+        killed = run_load(folder, embedded)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            killed.communicate(timeout=moments.uniform(0.2, 2.5))
+        killed.kill()
+        killed.communicate()
+        kept = segments_in(folder / "journal.db")
+        sha, _ = run_load(folder, embedded).communicate(timeout=60)
+        assert sha == whole
+        steps = segments_in(folder / "journal.db")
+        assert steps[: len(kept)] == kept
+        assert len(steps) == len(set(steps)) == 9
 
 
 async def test_a_cancelled_load_keeps_its_segments_and_another_process_goes_on(settings):
