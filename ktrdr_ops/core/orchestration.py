@@ -28,6 +28,7 @@ from ktrdr_ops.core.clock import micros, moment
 from ktrdr_ops.core.errors import (
     InvalidValue,
     JournalError,
+    JournalStopped,
     KtrdrOpsError,
     OperationCancelledException,
     OperationFailed,
@@ -267,7 +268,7 @@ class AsyncOrchestrationFramework:
         try:
             value = await self._supervise(attempt, _called(func, attempt))
             result = _summary(value, summarise)
-        except (OwnershipLost, JournalError):
+        except (OwnershipLost, JournalStopped):
             attempt.progress.end_operation("The journal refused this attempt")
             raise
         except (OperationCancelledException, asyncio.CancelledError) as error:
@@ -278,7 +279,10 @@ class AsyncOrchestrationFramework:
                 raise
             raise _stop_error(attempt, error) from None
         except Exception as error:  # whatever an operation function raises is recorded, then raised again
-            await _shielded(self._failed(attempt, error))
+            try:
+                await _shielded(self._failed(attempt, error))
+            except JournalError as unwritten:
+                error.add_note(f"that it failed could not be journaled: {unwritten}")
             raise
         await _shielded(attempt.end(Completed(result=result)))
         attempt.progress.complete_operation()

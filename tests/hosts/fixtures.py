@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from ktrdr_ops.hosts.data_host import create_app
+from ktrdr_ops.hosts.data_host import bound_socket, create_app
 from ktrdr_ops.hosts.series import SeriesSource
 
 
@@ -26,7 +26,7 @@ def data_host(folder: Path | None = None, *, latency: float = 0.0) -> Iterator[s
         lifespan="off",
     )
     server = uvicorn.Server(config)
-    socket = config.bind_socket()
+    socket = bound_socket(0)
     began = threading.Event()
 
     async def serve() -> None:
