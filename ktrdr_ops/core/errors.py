@@ -18,6 +18,7 @@
         ├── JournalRefused           it must not be opened or written so
         ├── JournalCorrupt           what it holds is not what was written
         ├── JournalFull              no room on the disk
+        ├── JournalBusy              another process holds it and does not let go
         └── JournalStopped           its writer is gone; whether the last events are kept is not known
 
 Each has a ``code`` (for scripts), a ``hint`` (what to do) and the ``exit_code`` of the command line. The docstring is
@@ -155,6 +156,12 @@ class JournalFull(JournalError):
     """There is no room left for the journal."""
 
     code = "journal_full"
+
+
+class JournalBusy(JournalError):
+    """Another process holds the journal and does not let go."""
+
+    code = "journal_busy"
 
 
 class JournalStopped(JournalError):

@@ -13,12 +13,15 @@ from typing import NamedTuple, Protocol
 
 from ktrdr_ops.core.errors import KeyIsLive, OperationFinished, OperationNotFound, OwnershipLost
 from ktrdr_ops.core.events import (
+    Archived,
     AttemptStarted,
     Cancelled,
     CancelRequested,
     Fact,
     Interrupted,
+    JournalRecovered,
     Noted,
+    Restored,
     Submitted,
 )
 from ktrdr_ops.core.journal.ownership import Owner
@@ -135,7 +138,7 @@ class Note:
     """Write something down, about an operation or (``""``) about the journal."""
 
     operation_id: str
-    fact: Noted
+    fact: Noted | JournalRecovered | Restored | Archived
 
 
 Request = Start | Resume | Say | Draft | Cancel | Settle | Note

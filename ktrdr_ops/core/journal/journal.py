@@ -7,11 +7,11 @@ locks of the first. Whoever opens it for writing first gives dead owners their `
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,17 @@ from ktrdr_ops.core.errors import InvalidValue, JournalError, JournalRefused, Kt
 from ktrdr_ops.core.events import Event, Fact
 from ktrdr_ops.core.journal import engine, schema
 from ktrdr_ops.core.journal.decisions import Request, Settle, draft
-from ktrdr_ops.core.journal.ownership import LockFile, Owner, lock_file
+from ktrdr_ops.core.journal.ownership import LockFile, Owner, busy, describe, lock_file
 from ktrdr_ops.core.journal.reader import Reader, connect_for_reading
 from ktrdr_ops.core.journal.writer import Writer
 from ktrdr_ops.core.state import OperationState
 
 EVENT_COLUMNS = "position, operation_id, sequence, attempt, type, class, version, at, payload, writer, hash"
+_log = logging.getLogger(__name__)
 STALLED_AFTER = 60 * 1_000_000
+GATE_SECONDS = 30.0
+"""How long a caller waits for a process that holds the gate and does not let go."""
+_WATCH_SECONDS = 5.0
 _PAGE = 500
 _POLL_FLOWING = 0.008
 _POLL_IDLE = 0.15
@@ -73,8 +77,22 @@ class Journal:
         return self._writing().submit(request)
 
     async def append(self, request: Request) -> Any:
-        """The answer to a request, once it is on disk. Cancelling the caller does not touch the transaction."""
-        return await asyncio.shield(asyncio.wrap_future(self.submit(request)))
+        """The answer to a request, once it is on disk. Cancelling the caller does not touch the transaction.
+
+        Raises JournalBusy that names the process which holds the gate for 30 s; the request is then given up.
+        """
+        future = self.submit(request)
+        answer = asyncio.wrap_future(future)
+        waited = 0.0
+        while not (await asyncio.wait({answer}, timeout=_WATCH_SECONDS))[0]:
+            waited += _WATCH_SECONDS
+            holder = self.lock.gate_holder()
+            if holder is None:
+                continue
+            if waited >= GATE_SECONDS and future.cancel():
+                raise busy(holder)
+            _log.warning("waiting for the journal: %s", describe(holder))
+        return await answer
 
     def say(
         self,
@@ -88,6 +106,11 @@ class Journal:
         ``refused`` is told in the writer's thread when the attempt has lost the operation.
         """
         self._writing().say(draft(operation_id, attempt, fact), refused)
+
+    @property
+    def backlog(self) -> tuple[int, str | None]:
+        """How many requests are queued in this process, and what keeps them from being written, if anything does."""
+        return (0, None) if self._writer is None else self._writer.backlog
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until what was queued is on disk. False when the time is over."""
@@ -251,13 +274,14 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
 
 def _open_for_writing(path: Path, clock: Clock) -> Journal:
     engine.check_file(path, writing=True)
-    with suppress(FileExistsError):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except PermissionError as error:
-            raise JournalRefused(f"the folder {path.parent} cannot be made: {error.strerror}") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise JournalRefused(
+            f"the folder {path.parent} cannot be made: {error.strerror}", hint="Name another file with --journal."
+        ) from error
     lock = lock_file(path)
-    lock.lock_gate()
+    lock.lock_gate(GATE_SECONDS)
     try:
         fresh = not path.exists()
         connection = engine.connect(path)
@@ -271,7 +295,7 @@ def _open_for_writing(path: Path, clock: Clock) -> Journal:
         lock.share()
     finally:
         lock.unlock_gate()
-    writer = Writer(connection, lock, clock)
+    writer = Writer(connection, lambda: engine.connect(path), lock, clock)
     writer.submit(Settle()).result()
     return Journal(path, lock, writer, clock)
 

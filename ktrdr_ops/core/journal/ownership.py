@@ -19,14 +19,16 @@ import socket
 import struct
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktrdr_ops.core.errors import JournalError, JournalRefused
+from ktrdr_ops.core.errors import JournalBusy, JournalError, JournalRefused
 
 _GATE = 0
 _SHARE = 1
 _FIRST_SLOT = 1 << 32
+_TRY_SECONDS = 0.01
 _SLOTS = (1 << 61) - _FIRST_SLOT
 
 # struct flock, for F_GETLK: Linux has type and whence first, the BSDs have them last.
@@ -67,10 +69,25 @@ class LockFile:
         self._guard = threading.Lock()
         self._fd = _open(path)
 
-    def lock_gate(self) -> None:
-        """Wait, without limit, until this process may write."""
+    def lock_gate(self, seconds: float | None = None) -> None:
+        """Wait until this process may write: without limit, or so many seconds. Raises JournalBusy that names the
+        process which holds the gate."""
         self._check_process()
+        if seconds is not None:
+            self._try_gate(time.monotonic() + seconds)
+            return
         fcntl.lockf(self._handle(), fcntl.LOCK_EX, 1, _GATE)
+
+    def _try_gate(self, deadline: float) -> None:
+        while True:
+            try:
+                fcntl.lockf(self._handle(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _GATE)
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > deadline:
+                    raise busy(self.gate_holder()) from None
+                time.sleep(_TRY_SECONDS)
+            else:
+                return
 
     def unlock_gate(self) -> None:
         """Let the next one write."""
@@ -147,6 +164,27 @@ class LockFile:
                 "a forked child may not use its parent's journal",
                 hint="Open the journal in the child itself, after an exec (multiprocessing: use the 'spawn' method).",
             )
+
+
+def describe(pid: int) -> str:
+    """A process in words: its id, state and command."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        command = " ".join(process.cmdline())[:120] or process.name()
+        return f"process {pid} ({process.status()}): {command}"
+    except psutil.Error:
+        return f"process {pid}"
+
+
+def busy(pid: int | None) -> JournalBusy:
+    """The error for a gate that is not let go. A stopped process is named as such: SQLite would only say "locked"."""
+    who = "another process" if pid is None else describe(pid)
+    return JournalBusy(
+        f"the journal is held by {who}",
+        hint=f"If it is stopped, let it go on: kill -CONT {pid}     or end it: kill {pid}" if pid else None,
+    )
 
 
 def _open(path: Path) -> int | None:

@@ -9,6 +9,11 @@ statements fail before COMMIT, nothing was written: waiting callers are told, qu
 again. When COMMIT itself raises, what became of the batch is unknown: the writer stops and every waiting and later
 append raises.
 
+That is the last resort, though. A COMMIT that raised may have reached the page cache and not the disk, so looking its
+events up proves nothing. The connection is closed and made anew, the log is checkpointed and emptied (which writes and
+syncs afresh), and in a new transaction either a note follows the events that are there, or the batch is appended again:
+only *that* COMMIT acknowledges. Only when that fails too, the writer stops.
+
 The queue is bounded by bytes. When it is full, a progress event takes the place of its operation's last queued one (and
 counts it as skipped); where there is none it is let in. Nobody is ever blocked by progress.
 """
@@ -16,6 +21,7 @@ counts it as skipped); where there is none it is let in. Nobody is ever blocked 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 from collections import deque
@@ -23,12 +29,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
 from ktrdr_ops.core.clock import Clock, in_micros
 from ktrdr_ops.core.errors import JournalError, JournalFull, JournalStopped, KtrdrOpsError
-from ktrdr_ops.core.events import Event, Progressed
+from ktrdr_ops.core.events import Event, JournalRecovered, Progressed
 from ktrdr_ops.core.journal import engine
-from ktrdr_ops.core.journal.decisions import Claim, Decision, Draft, Request, Say, decide, draft
+from ktrdr_ops.core.journal.decisions import Claim, Decision, Draft, Note, Request, Say, decide, draft
 from ktrdr_ops.core.journal.integrity import chained, genesis
 from ktrdr_ops.core.journal.ownership import LockFile
 from ktrdr_ops.core.journal.projection import Projection
@@ -53,6 +60,14 @@ class _Item:
     size: int
     future: Future[Any] | None
     refused: Callable[[KtrdrOpsError], None] | None = None
+    begun: bool = False
+
+    def begin(self) -> bool:
+        """From now on its caller cannot give it up. False when the caller has given it up already."""
+        if not self.begun and self.future is not None and not self.future.set_running_or_notify_cancel():
+            return False
+        self.begun = True
+        return True
 
 
 class _CommitUnknown(Exception):
@@ -62,8 +77,17 @@ class _CommitUnknown(Exception):
 class Writer:
     """Appends to one journal, from one thread of this process."""
 
-    def __init__(self, connection: Any, lock: LockFile, clock: Clock, *, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        reconnect: Callable[[], Any],
+        lock: LockFile,
+        clock: Clock,
+        *,
+        queue_bytes: int = QUEUE_BYTES,
+    ) -> None:
         self._connection = connection
+        self._reconnect = reconnect
         self._lock = lock
         self._now = in_micros(clock)
         self._limit = queue_bytes
@@ -82,6 +106,22 @@ class Writer:
         self._stopped: JournalStopped | None = None
         self._thread: threading.Thread | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._trouble: str | None = None
+        _WRITERS.add(self)
+
+    @property
+    def backlog(self) -> tuple[int, str | None]:
+        """How many requests are queued, and what keeps them from being written, if anything does."""
+        return len(self._queue), self._trouble
+
+    def forked(self) -> None:
+        """This is a copy in a forked child: it has no thread, and its locks may be held for ever."""
+        self._guard = threading.Lock()
+        self._wake = threading.Condition(self._guard)
+        self._stopped = JournalStopped(
+            "a forked child may not use its parent's journal",
+            hint="Open the journal in the child itself, after an exec (multiprocessing: use the 'spawn' method).",
+        )
 
     def submit(self, request: Request) -> Future[Any]:
         """Queue a request; its future holds the answer once it is on disk, or the reason why not."""
@@ -118,9 +158,7 @@ class Writer:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was queued before is written (or refused). False when the time is over."""
         with self._guard:
-            return self._wake.wait_for(
-                lambda: (not self._queue and not self._busy) or self._stopped is not None, timeout
-            )
+            return self._wake.wait_for(self._idle, timeout)
 
     def _idle(self) -> bool:
         return self._stopped is not None or (not self._queue and not self._busy)
@@ -194,6 +232,7 @@ class Writer:
         except engine.sqlite.Error as error:
             self._not_written(batch, error)
             return
+        self._trouble = None
         self._tell(batch, answers)
         for listener in tuple(self._listeners):
             listener()
@@ -210,7 +249,10 @@ class Writer:
             except BaseException:
                 self._roll_back()
                 raise
-            self._commit()
+            try:
+                self._commit()
+            except _CommitUnknown as unknown:
+                return self._settle_unknown(batch, answers, rows, unknown)
             return answers
         finally:
             self._lock.unlock_gate()
@@ -224,6 +266,38 @@ class Writer:
                 raise  # the frame that commits found no room, so it is not there: nothing was written
             raise _CommitUnknown(str(error)) from error
 
+    def _settle_unknown(
+        self, batch: list[_Item], answers: list[Any], rows: list[tuple[Any, ...]], unknown: _CommitUnknown
+    ) -> list[Any]:
+        """Find out, under the gate, what became of a batch whose COMMIT raised; gives its answers, or raises again."""
+        _log.error("COMMIT raised: %s; finding out what became of %d events", unknown, len(rows))
+        try:
+            self._connection.close()
+            self._connection = self._reconnect()
+            self._projection = Projection(self._connection, self._lock.alive)
+            if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                raise unknown
+            self._connection.execute("BEGIN IMMEDIATE")
+            kept = [row for row in rows if self._is_there(row)]
+            if not kept:
+                answers, rows = self._decide(batch)
+                self._connection.executemany(_INSERT, rows)
+            elif len(kept) < len(rows):
+                raise unknown
+            outcome = "were kept" if kept else "were not there and were appended again"
+            note = JournalRecovered(detail=f"a COMMIT raised ({unknown}); its {len(rows)} events {outcome}")
+            _, noted = self._decide([_Item(Note("", note), self._now(), 0, None)])
+            self._connection.executemany(_INSERT, noted)
+            self._projection.flush()
+            self._connection.execute("COMMIT")
+        except engine.sqlite.Error as error:
+            raise _CommitUnknown(f"{unknown}, then {error}") from error
+        return answers
+
+    def _is_there(self, row: tuple[Any, ...]) -> bool:
+        found = self._connection.execute("SELECT hash FROM events WHERE position = ?", (row[0],)).fetchone()
+        return found is not None and bytes(found[0]) == row[-1]
+
     def _roll_back(self) -> None:
         self._head = None
         self._projection.forget()
@@ -235,6 +309,9 @@ class Writer:
         answers: list[Any] = []
         rows: list[tuple[Any, ...]] = []
         for item in batch:
+            if not item.begin():
+                answers.append(None)
+                continue
             try:
                 decision = decide(item.request, self._projection)
             except KtrdrOpsError as refusal:
@@ -290,7 +367,9 @@ class Writer:
 
     def _tell(self, batch: list[_Item], answers: list[Any]) -> None:
         for item, answer in zip(batch, answers, strict=True):
-            if item.future is not None and item.future.set_running_or_notify_cancel():
+            if item.future is not None:
+                if not item.begin():
+                    continue
                 if isinstance(answer, BaseException):
                     item.future.set_exception(answer)
                 else:
@@ -301,6 +380,9 @@ class Writer:
     def _not_written(self, batch: list[_Item], error: Exception) -> None:
         """The transaction failed before it committed: who waits is told, progress is tried again later."""
         told = _as_journal_error(error)
+        if self._trouble is None:
+            _log.error("nothing could be appended: %s", error)
+        self._trouble = told.message
         waiting = [item for item in batch if item.future is not None]
         self._tell(waiting, [told] * len(waiting))
         kept = [item for item in batch if item.future is None]
@@ -309,7 +391,6 @@ class Writer:
                 self._queue.extendleft(reversed(kept))
                 self._bytes += sum(item.size for item in kept)
                 self._wake.wait_for(lambda: self._closing or any(item.future for item in self._queue), _RETRY_SECONDS)
-        _log.error("nothing could be appended: %s", error)
 
     def _stop(self, batch: list[_Item], error: Exception) -> None:
         stopped = JournalStopped(
@@ -323,6 +404,17 @@ class Writer:
             self._wake.notify_all()
         waiting = [item for item in batch if item.future is not None and not item.future.done()]
         self._tell(waiting, [stopped] * len(waiting))
+
+
+_WRITERS: WeakSet[Writer] = WeakSet()
+
+
+def _forked() -> None:
+    for writer in tuple(_WRITERS):
+        writer.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _with_skipped(said: Draft, skipped: int) -> Draft:
