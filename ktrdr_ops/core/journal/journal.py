@@ -19,7 +19,7 @@ from typing import Any
 from ktrdr_ops.core.clock import Clock, micros, utc_now
 from ktrdr_ops.core.errors import InvalidValue, JournalError, JournalRefused, KtrdrOpsError, OperationNotFound
 from ktrdr_ops.core.events import Event, Fact
-from ktrdr_ops.core.journal import engine, schema
+from ktrdr_ops.core.journal import engine, guard, schema
 from ktrdr_ops.core.journal.decisions import Request, Settle, draft
 from ktrdr_ops.core.journal.ownership import LockFile, Owner, busy, describe, lock_file
 from ktrdr_ops.core.journal.reader import Reader, connect_for_reading
@@ -212,6 +212,7 @@ class Journal:
             _OPEN.pop(_key(self.path), None)
             if self._writer is not None:
                 self._writer.close()
+            guard.release(self.path)
             self.lock.unshare()
 
     def _writing(self) -> Writer:
@@ -248,6 +249,7 @@ def open_journal(path: Path | str, *, readonly: bool = False, clock: Clock = utc
             )
         journal = _open_for_reading(path, clock) if readonly else _open_for_writing(path, clock)
         _OPEN[_key(path)] = journal
+        guard.guard(path)
         return journal
 
 
