@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ktrdr_ops.app import AsyncApp
     from ktrdr_ops.core.events import Event, Json
     from ktrdr_ops.core.state import OperationState
-    from ktrdr_ops.settings import Settings
 
 SEVERAL = ("data", "load", "AAPL", "MSFT", "IBM", "1d")
 ALONE = ("data", "load", "GOOG", "1d")
@@ -55,7 +55,7 @@ def _demo(
     """Offline; nothing of the real store is touched."""
     began = time.monotonic()
     with _folder(keep) as folder:
-        story = asyncio.run(_told(context, folder, keep))
+        story = asyncio.run(_to_its_end(_told(context, folder)))
     seconds = time.monotonic() - began
     ok = all(claim.holds for claim in story.claims)
     if context.json:
@@ -166,34 +166,52 @@ class Story:
         self.say("\n".join(f"    {line}" for line in text.rstrip().splitlines()))
 
 
-async def _told(context: Context, folder: Path, keep: bool) -> Story:
+async def _to_its_end(telling: Coroutine[Any, Any, Story]) -> Story:
+    """SIGTERM and SIGHUP end it as Ctrl+C does: nothing that it started is left."""
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(telling)
+    told: list[signal.Signals] = []
+
+    def go(number: signal.Signals) -> None:
+        told.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, go, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if told:
+            raise typer.Exit(128 + told[0]) from None
+        raise
+
+
+async def _told(context: Context, folder: Path) -> Story:
     from ktrdr_ops.app import open_app_async
-    from ktrdr_ops.sandbox import stop_hosts
+    from ktrdr_ops.sandbox import prepared, stop_hosts
     from ktrdr_ops.settings import load_settings
 
     nothing = folder / "none.toml"
     flags = {"journal": folder / "journal.db", "sandbox": True}
     settings = load_settings(flags, environment={}, folder=folder, user_file=nothing)
     story = Story(context, folder)
+    starting = asyncio.ensure_future(asyncio.to_thread(prepared, settings, latency=LATENCY))
     try:
-        await _started(story, settings)
+        await _began(story, (await asyncio.shield(starting)).ib_host_url)
         async with open_app_async(settings=settings, readonly=True) as app:
             await _several(story, app)
             await _killed(story, app)
             await _finished(story, app)
             await _looked_back(story, app)
     finally:
+        await asyncio.wait({starting})
         await asyncio.to_thread(stop_hosts, settings)
     return story
 
 
-async def _started(story: Story, settings: Settings) -> None:
-    """The host, and the first command, which makes the journal."""
-    from ktrdr_ops.sandbox import prepared
-
-    ready = await asyncio.to_thread(prepared, settings, latency=LATENCY)
+async def _began(story: Story, url: str) -> None:
+    """The first command, which makes the journal."""
     story.say(f"A sandbox of its own in {safe(story.folder)}; nothing else is touched.")
-    story.say(f"A data host at {ready.ib_host_url} serves sample series over HTTP; each answer takes {LATENCY} s.")
+    story.say(f"A data host at {url} serves sample series over HTTP; each answer takes {LATENCY} s.")
     story.chapter("Three series, side by side, as one group")
     await story.run(*SEVERAL, shown=True)
 

@@ -78,16 +78,16 @@ def _verify(context: Context) -> int:
         )
     context.emit(report.document(), _report_text(report))
     if not report.ok:
-        context.say("  Nothing was changed. A good copy can be put in its place: journal backup makes them.")
+        context.say("  Nothing was changed. A good copy can be read instead: --journal COPY.")
     return 0 if report.ok else BROKEN
 
 
 def _report_text(report: Report) -> str:
-    walked = f"{report.events:,} events of {report.operations:,} operations"
+    walked = f"{counted(report.events, 'event')} of {counted(report.operations, 'operation')}"
     if report.ok:
         head = f", head {report.position:,} {report.hash[:16]}…" if report.events else ""
         return f"{paint('✓', 'good')} verified: {walked}{head}"
-    lines = [f"{paint('✗', 'bad')} broken: {len(report.problems):,} problems in {walked}"]
+    lines = [f"{paint('✗', 'bad')} broken: {counted(len(report.problems), 'problem')} in {walked}"]
     for problem in report.problems[:_SHOWN_PROBLEMS]:
         where = "" if problem.position is None else f"position {problem.position:,}  "
         whose = f"{safe(problem.operation_id)}  " if problem.operation_id else ""
@@ -103,8 +103,9 @@ def _backup(
     from ktrdr_ops.core.journal.maintenance import backup
 
     made = context.run(lambda app: backup(app.journal, target), readonly=True)
-    walked = f"{made['events']:,} events of {made['operations']:,} operations, {size_text(made['size'])}"
-    context.emit(made, f"{paint('✓', 'good')} {safe(made['path'])}: {walked}, verified")
+    walked = f"{counted(made['events'], 'event')} of {counted(made['operations'], 'operation')}"
+    sign, path = paint("✓", "good"), safe(made["path"])
+    context.emit(made, f"{sign} {path}: {walked}, {size_text(made['size'])}, verified")
 
 
 @contextmanager
@@ -121,6 +122,11 @@ def _progress(context: Context) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("Verifying events", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def counted(number: int, what: str) -> str:
+    """``1 event``, ``2,000 events``."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def size_text(size: int) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ktrdr_ops.interfaces.cli import demo
@@ -22,6 +25,19 @@ def home(tmp_path, monkeypatch):
     for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     return tmp_path
+
+
+def ends(pid: int, within: float = 10.0) -> bool:
+    """Whether the process is gone (or only waits to be reaped) before the time is over."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @pytest.mark.timeout(120)
@@ -43,7 +59,7 @@ def test_the_demo_holds_what_it_says_and_leaves_nothing_behind(home):
 
 
 def test_a_claim_that_does_not_hold_makes_it_fail(home, capsys, monkeypatch):
-    async def told(context, folder, keep):
+    async def told(context, folder):
         story = demo.Story(context, folder)
         story.claim("water is wet", True)
         story.claim("nothing is lost", False)
@@ -62,6 +78,21 @@ def test_a_command_that_fails_is_told_with_its_words(home, capsys, monkeypatch):
     assert main(["demo"]) == 1
     assert "NOSUCH" in capsys.readouterr().err
     assert list(home.rglob("demo-*")) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_told_to_stop_it_leaves_nothing_behind(home, number, code):
+    process = subprocess.Popen([sys.executable, "-m", "ktrdr_ops", "demo"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "$ ktrdr-ops" not in process.stdout.readline():
+        assert process.poll() is None
+    host = json.loads(next(home.rglob("data-host.json")).read_text())
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert list(home.rglob("demo-*")) == []
+    assert ends(host["pid"])
+    assert psutil.Process().children(recursive=True) == []
 
 
 def test_it_keeps_its_folder_when_asked_to(home):

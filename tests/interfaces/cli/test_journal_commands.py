@@ -100,7 +100,7 @@ def document(capsys, *words: object) -> tuple[int, dict]:
 def test_a_sound_journal_verifies(path, capsys):
     code, out, _ = said(capsys, "--journal", path, "journal", "verify")
     assert code == 0
-    assert out.startswith("✓ verified: 5 events of 1 operations, head 5 ")
+    assert out.startswith("✓ verified: 5 events of 1 operation, head 5 ")
 
 
 def test_verify_says_everything_as_json(path, capsys):
