@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import words
-from ktrdr_ops.interfaces.cli.looking import whole_document
+from ktrdr_ops.interfaces.cli.documents import whole_document
 from ktrdr_ops.interfaces.cli.screen import safe
 
 if TYPE_CHECKING:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ktrdr_ops.core.errors import InvalidValue, OperationNotFound
+from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
-from ktrdr_ops.core.state import document
 from ktrdr_ops.interfaces.cli import words
+from ktrdr_ops.interfaces.cli.documents import Reference, operation_document, reading, since_micros, whole_document
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
 from ktrdr_ops.interfaces.cli.screen import safe
+from ktrdr_ops.interfaces.cli.watching import follow_events
 
 if TYPE_CHECKING:
     from ktrdr_ops.app import AsyncApp
     from ktrdr_ops.core.events import Event, Json
-    from ktrdr_ops.core.state import OperationState
 
-Reference = Annotated[str, typer.Argument(metavar="ID", help="An id, its end, any unique beginning, @last, @failed.")]
 _COLUMNS = ("operation_id", "status", "percentage", "started_at", "took", "message")
 _PAGE = 500
 
@@ -30,29 +29,6 @@ def register(cli: typer.Typer) -> None:
     """Add these commands."""
     command(cli, "list", help="Operations, the latest first", panel=LOOK)(list_)
     command(cli, "show", help="One operation's history: now, --timeline, --full", panel=LOOK)(show)
-
-
-def operation_document(app: AsyncApp, state: OperationState) -> dict[str, Json]:
-    """Its document, the status settled."""
-    return document(state, app.journal.status(state), stalled=app.journal.stalled(state))
-
-
-async def whole_document(app: AsyncApp, operation_id: str) -> dict[str, Json]:
-    """Its document; a group's with ``children``."""
-    state = await app.journal.state(operation_id)
-    found = operation_document(app, state)
-    if state.operation_type == "group":
-        children = await history.children(app.journal, operation_id)
-        found["children"] = [operation_document(app, child) for child in children]
-    return found
-
-
-async def attempt_seconds(app: AsyncApp, operation_id: str) -> float | None:
-    """How long its last attempt took; None while it lasts."""
-    state = await app.journal.state(operation_id)
-    if state.finished_at is None or state.attempt_started_at is None:
-        return None
-    return max(state.finished_at - state.attempt_started_at, 0) / 1e6
 
 
 def list_(
@@ -100,19 +76,6 @@ def list_(
         context.say(f"{len(documents):,} of {total:,} are shown: --limit N, or --all")
 
 
-def since_micros(context: Context, text: str | None) -> int | None:
-    """A moment that was typed, in microseconds UTC; a local one is said in UTC. Raises InvalidValue."""
-    if text is None:
-        return None
-    from ktrdr_ops.core.clock import micros, utc_now
-    from ktrdr_ops.interfaces.cli.times import moment
-
-    meant, was_local = moment(text, utc_now())
-    if was_local:
-        context.say(f"{safe(text)} is {meant.isoformat(timespec='seconds')} (UTC)")
-    return micros(meant)
-
-
 def _table(context: Context, documents: list[dict[str, Json]], columns: Sequence[str] | None) -> str:
     if not documents:
         return "no operations" if not context.quiet else ""
@@ -153,8 +116,6 @@ def show(
 ) -> int | None:
     """Print an operation."""
     if follow:
-        from ktrdr_ops.interfaces.cli.watching import follow_events
-
         return follow_events(context, operation, everything=full or not timeline)
 
     async def read(app: AsyncApp) -> tuple[dict[str, Json], list[Event]]:
@@ -176,11 +137,3 @@ def show(
     else:
         context.emit(found, text)
     return None
-
-
-def reading(context: Context, reference: str, read: Any) -> Any:
-    """What ``read`` gives of an open application. Raises OperationNotFound where there is no journal."""
-    try:
-        return context.run(read, readonly=True)
-    except JournalMissing as error:
-        raise OperationNotFound(f"there is no operation {reference[:80]!r}: {error.message}", hint=error.hint) from None

@@ -6,7 +6,6 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import typer
@@ -24,8 +23,7 @@ def build() -> typer.Typer:
     """The whole command line."""
     cli = frame.root(HELP)
     for room in ROOMS:
-        with suppress(ModuleNotFoundError):
-            importlib.import_module(f"{__package__}.{room}").register(cli)
+        importlib.import_module(f"{__package__}.{room}").register(cli)
     return cli
 
 

@@ -26,8 +26,8 @@ from ktrdr_ops.core.errors import (
     OwnershipLost,
 )
 from ktrdr_ops.interfaces.cli import words
+from ktrdr_ops.interfaces.cli.documents import attempt_seconds, whole_document
 from ktrdr_ops.interfaces.cli.live import Viewer
-from ktrdr_ops.interfaces.cli.looking import attempt_seconds, whole_document
 from ktrdr_ops.interfaces.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ Begin = Callable[[Callable[["GenericProgressState"], None]], Awaitable[Any]]
 """Starts operations; what it is given must be told of their progress."""
 
 CTRL_C = "Ctrl+C"
-_LAST_SECONDS = 3.0
+_LAST_SECONDS = 2.0
+"""How long this process waits for threads that an operation left behind."""
 _BEFORE_ANY = 1.0
 """Seconds that a start which has no id yet may take after Ctrl+C."""
 

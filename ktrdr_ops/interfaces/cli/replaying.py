@@ -16,8 +16,8 @@ from ktrdr_ops.core.progress import GenericProgressManager, GenericProgressState
 from ktrdr_ops.core.replay import progress_state, replay
 from ktrdr_ops.core.state import OperationState, document
 from ktrdr_ops.interfaces.cli import words
+from ktrdr_ops.interfaces.cli.documents import reading, since_micros
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
-from ktrdr_ops.interfaces.cli.looking import reading, since_micros
 from ktrdr_ops.interfaces.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -148,7 +148,9 @@ async def _at(context: Context, app: AsyncApp, operation_id: str, text: str) -> 
     progress.message = words.rendered(progress, renderer)
     told = words.progress_words(progress, progress.message, words.detail(progress, renderer))
     then = f"{iso(state.last_at)}, position {state.last_position:,}"
-    context.emit(found, f"{words.field_words(found)}\n  {'shown':<10} {told}\n  {'then':<10} {then}")
+    context.emit(
+        found, f"{words.field_words(found, moment(state.last_at))}\n  {'shown':<10} {told}\n  {'then':<10} {then}"
+    )
 
 
 async def _state_then(context: Context, app: AsyncApp, operation_id: str, text: str) -> OperationState:

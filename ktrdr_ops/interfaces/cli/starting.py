@@ -171,7 +171,7 @@ async def _begin(
 ) -> int:
     from ktrdr_ops.core.orchestration import How
     from ktrdr_ops.interfaces.cli import operating, watching
-    from ktrdr_ops.interfaces.cli.looking import whole_document
+    from ktrdr_ops.interfaces.cli.documents import whole_document
 
     while True:
         ended = await operating.operate(

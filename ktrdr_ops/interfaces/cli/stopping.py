@@ -13,8 +13,8 @@ from ktrdr_ops.core.errors import InvalidValue, KtrdrOpsError, OperationFinished
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import operating, watching, words
+from ktrdr_ops.interfaces.cli.documents import Reference, attempt_seconds, operation_document, whole_document
 from ktrdr_ops.interfaces.cli.frame import ACT, Context, command
-from ktrdr_ops.interfaces.cli.looking import Reference, attempt_seconds, operation_document, whole_document
 from ktrdr_ops.interfaces.cli.screen import paint, safe
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from ktrdr_ops.core.errors import InvalidValue
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGO = re.compile(r"(?:\d+[smhdw])+")
+_AGO = re.compile(r"(?:[0-9]+[smhdw])+")
 _DAYS = {"today": 0, "yesterday": 1}
 _HINT = "ISO-8601 (2026-11-24, 2026-11-24T09:30, 2026-11-24T09:30-05:00), 8h, 2d, now, today or yesterday."
 
@@ -21,8 +21,8 @@ def duration(text: str) -> timedelta | None:
     """``8h``, ``1d12h``; None where it is no duration."""
     if not _AGO.fullmatch(text):
         return None
-    parts = {_UNITS[unit]: 0 for _, unit in re.findall(r"(\d+)([smhdw])", text)}
-    for number, unit in re.findall(r"(\d+)([smhdw])", text):
+    parts = {_UNITS[unit]: 0 for _, unit in re.findall(r"([0-9]+)([smhdw])", text)}
+    for number, unit in re.findall(r"([0-9]+)([smhdw])", text):
         parts[_UNITS[unit]] += int(number)
     try:
         return timedelta(**parts)

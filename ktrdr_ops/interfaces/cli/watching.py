@@ -13,9 +13,9 @@ from ktrdr_ops.core.errors import JournalRefused, KtrdrOpsError, OperationNotFou
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import operating, words
+from ktrdr_ops.interfaces.cli.documents import operation_document, whole_document
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
 from ktrdr_ops.interfaces.cli.live import LOOK_SECONDS, Viewer
-from ktrdr_ops.interfaces.cli.looking import operation_document, whole_document
 from ktrdr_ops.interfaces.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ async def stream(
         if len(page) == _PAGE:
             continue
         if not goes_on:
+            if not app.journal.readonly and await app.journal.settle():
+                continue  # a dead owner has its last event now
             documents = [operation_document(app, await app.journal.state(operation_id)) for operation_id in ids]
             return max((exit_code(found) for found in documents), default=0)
         await settling.settle()

@@ -45,11 +45,11 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else format_duration(value)
 
 
-def age(document: Mapping[str, Json]) -> float | None:
-    """How many seconds there are from its first start to its end, or to now."""
+def age(document: Mapping[str, Json], now: datetime | None = None) -> float | None:
+    """How many seconds there are from its first start to its end, or to ``now`` (aware; default: the clock)."""
     if document["started_at"] is None:
         return None
-    end = datetime.fromisoformat(document["finished_at"]) if document["finished_at"] else datetime.now(UTC)
+    end = datetime.fromisoformat(document["finished_at"]) if document["finished_at"] else now or datetime.now(UTC)
     return max((end - datetime.fromisoformat(document["started_at"])).total_seconds(), 0.0)
 
 
@@ -80,7 +80,9 @@ def _small(value: Json) -> bool:
 def pairs(values: Mapping[str, Json], *, many: int = _MANY) -> str:
     """``rows 3,270 · rows added 34``: the first values that fit on a line."""
     shown = [
-        f"{safe(name).replace('_', ' ')} {number(value)}" for name, value in values.items() if value not in ("", [], {})
+        f"{safe(name).replace('_', ' ')} {_value(name, value)}"
+        for name, value in values.items()
+        if value not in ("", [], {})
     ]
     return " · ".join(shown[:many])
 
@@ -188,9 +190,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int | N
     return "\n".join(shown)
 
 
-def field_words(document: Mapping[str, Any]) -> str:
-    """A document as a short list: what it is, how far, how it ended."""
-    took = age(document)
+def field_words(document: Mapping[str, Any], now: datetime | None = None) -> str:
+    """A document as a short list: what it is, how far, how it ended. ``now`` (aware) is when it was so."""
+    took = age(document, now)
     lines = [f"{paint(safe(document['operation_id']), 'bold')}  {status_words(document)}"]
     rows: list[tuple[str, str]] = [
         ("type", safe(document["operation_type"])),
