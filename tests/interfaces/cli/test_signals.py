@@ -1,0 +1,226 @@
+"""Signals, kills, and cancels from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import threading
+
+import pytest
+
+
+def test_ctrl_c_cancels_keeps_the_steps_and_tells_the_command_that_goes_on(cli):
+    running = cli.slow()
+    running.signal(signal.SIGINT)
+    ran = running.ended()
+    assert ran.code == 130
+    assert "✗ Operation cancelled successfully in 0." in ran.err
+    assert "2 steps kept · nothing half-written" in ran.err
+    suffix = cli.rows("SELECT suffix FROM operations")[0][0]
+    assert f"resume {suffix}" in ran.err
+    found = cli("show", "@last", "--json").json
+    assert found["status"] == "cancelled"
+    assert found["cancellation"]["requested_by"] == "user"
+    assert found["cancellation"]["reason"] == "Ctrl+C"
+    assert found["cancellation"]["latency_ms"] < 1000
+    cli.flag.touch()
+    assert cli("resume", suffix, "--json").json["result"]["done_now"] == 3
+
+
+def test_ctrl_c_with_json_prints_the_document_with_the_error(cli):
+    running = cli.slow("--json")
+    running.signal(signal.SIGINT)
+    ran = running.ended()
+    assert (ran.code, ran.json["status"], ran.json["error"]["code"]) == (130, "cancelled", "cancelled")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_being_told_to_go_interrupts_and_the_same_command_goes_on(cli, number, code):
+    running = cli.slow("--json")
+    running.signal(number)
+    ran = running.ended()
+    assert (ran.code, ran.json["status"]) == (code, "interrupted")
+    assert ran.json["error"]["message"] == f"signal {number.name}" or number.name in ran.json["error"]["message"]
+    cli.flag.touch()
+    again = cli("toy", "work", "slow", "--until", cli.flag, "--json")
+    assert (again.code, again.json["attempt"], again.json["result"]["done_now"]) == (0, 2, 3)
+
+
+def test_ctrl_c_of_a_group_cancels_its_children(cli):
+    running = cli.start("toy", "work", "one", "two", "--until", cli.flag, "--json")
+    cli.until(lambda: cli.count("progressed", "Piece 3") == 2)
+    running.signal(signal.SIGINT)
+    ran = running.ended()
+    assert (ran.code, ran.json["status"]) == (130, "cancelled")
+    assert [child["status"] for child in ran.json["children"]] == ["cancelled", "cancelled"]
+
+
+def test_a_second_ctrl_c_stops_waiting_and_the_journal_says_that_nobody_confirmed(cli):
+    running = cli.start("toy", "work", "slow", "--stuck", "deaf", "--json")
+    cli.until(lambda: cli.count("progressed", "Piece 3"))
+    running.signal(signal.SIGINT)
+    cli.until(lambda: cli.count("cancel_requested"))
+    running.signal(signal.SIGINT)
+    ran = running.ended()
+    assert (ran.code, ran.json["status"]) == (130, "cancelled")
+    assert ran.json["cancellation"]["confirmed"] is False
+
+
+def test_a_thread_that_does_not_stop_does_not_keep_the_process(cli):
+    running = cli.start("toy", "work", "slow", "--stuck", "thread", "--json")
+    cli.until(lambda: cli.count("progressed", "Piece 3"))
+    running.signal(signal.SIGINT)
+    assert running.ended().code == 130
+
+
+def test_after_a_kill_everybody_sees_interrupted_and_the_same_command_goes_on(cli):
+    running = cli.slow()
+    running.signal(signal.SIGKILL)
+    running.ended()
+    listed = cli("list", "--json", "--status", "interrupted").json
+    assert [found["status"] for found in listed["operations"]] == ["interrupted"]
+    assert cli.count("interrupted") == 0
+    cli.flag.touch()
+    again = cli("toy", "work", "slow", "--until", cli.flag, "--json")
+    assert (again.code, again.json["attempt"], again.json["result"]["done_now"]) == (0, 2, 3)
+
+
+def test_recover_resumes_what_was_killed(cli):
+    assert cli("recover", "--json").json == {"resumed": [], "left": []}
+    running = cli.slow()
+    running.signal(signal.SIGKILL)
+    running.ended()
+    cli.flag.touch()
+    would = cli("recover", "--dry-run", "--json")
+    assert (would.code, len(would.json["resumed"]), would.json["left"]) == (0, 1, [])
+    ran = cli("recover", "--json")
+    assert ran.code == 0
+    assert [one["status"] for one in ran.json["resumed"]] == ["completed"]
+
+
+def test_of_two_resumes_at_once_one_wins(cli):
+    running = cli.slow()
+    running.signal(signal.SIGKILL)
+    running.ended()
+    both = [cli.start("resume", "@last", "--json") for _ in range(2)]
+    cli.until(lambda: any(one.process.poll() is not None for one in both))
+    cli.flag.touch()
+    codes = sorted(one.ended().code for one in both)
+    assert codes[0] == 0
+    assert codes[1] in (6, 8)
+    assert cli.count("completed") == 1
+
+
+def test_a_cancel_from_another_process_ends_it_with_130_there(cli):
+    running = cli.slow("--json")
+    ran = cli("cancel", "@running", "--reason", "not now", "--json")
+    assert (ran.code, ran.json["status"]) == (0, "cancelled")
+    assert ran.json["cancellation"]["reason"] == "not now"
+    assert ran.json["cancellation"]["latency_ms"] < 1000
+    there = running.ended()
+    assert (there.code, there.json["status"]) == (130, "cancelled")
+
+
+def test_cancel_of_a_type_and_of_a_parents_children(cli):
+    one, two = cli.slow(name="one"), cli.slow(name="two")
+    ran = cli("cancel", "--type", "toy_work", "--json")
+    assert (ran.code, ran.json["total"]) == (0, 2)
+    assert [one.ended().code, two.ended().code] == [130, 130]
+    group = cli.start("toy", "work", "good", "bad", "--until", cli.flag, "--json")
+    cli.until(lambda: cli.count("progressed", "Piece 3") == 4)
+    parent = cli.rows("SELECT operation_id FROM operations WHERE operation_type = 'group'")[0][0]
+    ran = cli("cancel", "--parent", parent, "--json")
+    assert {found["status"] for found in ran.json["operations"]} == {"cancelled"}
+    assert group.ended().code == 130
+
+
+def test_cancel_of_what_is_over_is_an_error(cli):
+    cli("toy", "work", "good")
+    ran = cli("cancel", "@last", "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (1, "finished")
+
+
+def test_ctrl_c_in_watch_only_detaches(cli):
+    running = cli.slow()
+    watching = cli.start("watch", "@running", "--no-progress")
+    line = watching.process.stderr.readline()
+    assert "running" in line
+    watching.signal(signal.SIGINT)
+    assert watching.ended().code == 0
+    cli.flag.touch()
+    assert running.ended().code == 0
+
+
+def test_watch_settles_an_owner_that_dies(cli):
+    running = cli.slow()
+    watching = cli.start("watch", "@running", "--json")
+    note = cli("note", "@running", "look here", "--json")
+    assert note.code == 0
+    running.signal(signal.SIGKILL)
+    ran = watching.ended()
+    assert ran.code == 9
+    assert ran.lines[-1]["type"] == "interrupted"
+    assert cli.count("interrupted") == 1
+
+
+# A terminal
+
+
+def at_a_terminal(cli, *arguments, presses=None, **environment):
+    """Run it at a pseudo-terminal; gives the exit code and all that was shown."""
+    child, terminal = pty.fork()
+    if child == 0:
+        try:
+            os.chdir(cli.folder)
+            command = cli.command("--journal", cli.journal, *arguments)
+            os.execve(command[0], command, cli.environment | environment)
+        finally:
+            os._exit(127)
+    if presses is not None:
+        threading.Thread(target=presses, args=(terminal,), daemon=True).start()
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:
+        pass
+    finally:
+        os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown.decode("utf-8", "replace")
+
+
+def test_at_a_terminal_a_bar_is_drawn_and_the_result_printed(cli):
+    code, shown = at_a_terminal(cli, "toy", "work", "good", "--pause", "0.1")
+    assert code == 0
+    assert "━" in shown
+    assert "60%" in shown
+    assert "Piece 3 (good) [3/5]" in shown
+    assert "\x1b[32m✓" in shown
+    assert shown.rstrip().endswith("done now 5")
+
+
+def test_at_a_terminal_without_utf_8_the_bar_is_ascii(cli):
+    code, shown = at_a_terminal(cli, "toy", "work", "good", "--pause", "0.1", PYTHONIOENCODING="ascii", NO_COLOR="1")
+    assert code == 0
+    assert "====" in shown
+    assert shown.isascii()
+    assert "\x1b[32m" not in shown
+
+
+def test_ctrl_c_at_a_terminal_leaves_it_as_it_was(cli):
+    def press(terminal):
+        cli.until(lambda: cli.count("progressed", "Piece 3"))
+        os.write(terminal, b"\x03")
+
+    code, shown = at_a_terminal(cli, "toy", "work", "slow", "--until", cli.flag, presses=press)
+    assert code == 130
+    assert "Operation cancelled successfully" in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")
+
+
+def test_what_was_lost_above_a_terminal_is_json_safe(cli):
+    code, shown = at_a_terminal(cli, "toy", "work", "good", "--json")
+    assert code == 0
+    assert json.loads(shown[shown.index("{") : shown.rindex("}") + 1])["status"] == "completed"

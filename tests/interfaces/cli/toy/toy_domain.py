@@ -1,0 +1,117 @@
+"""A domain as somebody else's package brings one: pieces of work whose pace and end a test chooses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+from ktrdr_ops.core.domain import Command, CommandContext, CommandResult, Domain, OperationProvider, Option
+from ktrdr_ops.core.errors import HostUnavailable, InvalidValue, OperationFailed
+from ktrdr_ops.core.orchestration import AsyncOperation
+from ktrdr_ops.core.progress import ProgressRenderer, with_progress
+
+_DEFAULTS = {"pieces": 5, "pause": 0.0, "until": None, "fail": None, "stuck": None}
+NAMES = {"good", "bad", "ugly", "slow", "one", "two", "three"}
+
+
+class Words(ProgressRenderer):
+    def render_progress_message(self, state):
+        name = state.context.get("name")
+        return with_progress(
+            f"{state.message} ({name})" if name and name not in state.message else state.message, state
+        )
+
+
+class Work(OperationProvider):
+    """Does ``pieces`` pieces, each a step, with a pause; waits at piece 3 while the file ``until`` is not there."""
+
+    operation_type = "toy_work"
+
+    def validate(self, raw):
+        unknown = set(raw) - {"name", *_DEFAULTS}
+        if unknown:
+            raise InvalidValue(f"there is no parameter {sorted(unknown)[0]!r}", hint="See: ktrdr-ops toy work --help")
+        if raw.get("name") not in NAMES:
+            raise InvalidValue(f"nobody knows {raw.get('name')!r}", hint=f"Known: {', '.join(sorted(NAMES))}")
+        return {**_DEFAULTS, **raw}
+
+    def operation(self, parameters):
+        return AsyncOperation(
+            operation_id=f"toy_work_{parameters['name']}",
+            operation_type="toy_work",
+            total_steps=parameters["pieces"],
+            context={"name": parameters["name"], "pieces": parameters["pieces"]},
+            key=f"toy_work:{parameters['name']}",
+            parameters=dict(parameters),
+        )
+
+    async def perform(self, operation, progress, token, attempt):
+        asked = operation.parameters
+        done = 0
+        for piece in range(1, asked["pieces"] + 1):
+            progress.update_progress(piece, f"Piece {piece}", piece, total_items=asked["pieces"])
+            if asked["fail"] == f"host{piece}" and f"piece {piece}" not in attempt.steps:
+                raise HostUnavailable("the toy host refused the connection", hint="Is it running?  ktrdr-ops doctor")
+            if asked["fail"] == str(piece) and attempt.number == 1:
+                raise OperationFailed(f"piece {piece} broke", hint="Mend it.")
+            if asked["fail"] == f"bug{piece}":
+                raise ZeroDivisionError("a defect\x1b[2J")
+            if asked["stuck"] == "thread" and piece == 3:
+                await asyncio.to_thread(time.sleep, 60)
+            while asked["stuck"] == "deaf" and piece == 3:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+            while piece == 3 and asked["until"] and not Path(asked["until"]).exists():
+                await token.sleep(0.02)
+            if asked["pause"]:
+                await token.sleep(asked["pause"])
+            if f"piece {piece}" not in attempt.steps:
+                done += 1
+                await attempt.complete_step(f"piece {piece}", piece * piece)
+        return {"name": asked["name"], "pieces": len(attempt.steps), "done_now": done}
+
+    def renderer(self):
+        return Words()
+
+    def summarise(self, value):
+        return value
+
+
+async def look(context: CommandContext) -> CommandResult:
+    name = context.values["name"]
+    found = await context.app.journal.rows("SELECT count(*) FROM operations WHERE key = ?", (f"toy_work:{name}",))
+    return CommandResult({"name": name, "operations": found[0][0]}, f"{name}: {found[0][0]}", 4 if name == "bad" else 0)
+
+
+domain = Domain(
+    name="toy",
+    help="Pieces of work",
+    operation_types=("toy_work",),
+    providers=lambda context: {"toy_work": Work()},
+    renderer=lambda operation_type: Words(),
+    fields=("name",),
+    commands=(
+        Command(
+            "work",
+            "Do pieces of work",
+            (
+                Option("name", "What to work on", required=True, many=True, positional=True),
+                Option("pieces", "How many", "int"),
+                Option("pause", "Seconds between them", "float"),
+                Option("until", "Wait at piece 3 for this file", "path"),
+                Option("fail", "Where to fail"),
+                Option("stuck", "Do not stop at piece 3", choices=("thread", "deaf")),
+            ),
+            operation_type="toy_work",
+            each="name",
+        ),
+        Command(
+            "look",
+            "How often it was worked on",
+            (Option("name", "What", choices=("good", "bad"), required=True, positional=True),),
+            run=look,
+        ),
+    ),
+)
