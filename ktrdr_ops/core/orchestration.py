@@ -28,6 +28,7 @@ from ktrdr_ops.core.clock import micros, moment
 from ktrdr_ops.core.errors import (
     InvalidValue,
     JournalError,
+    JournalFull,
     JournalStopped,
     KtrdrOpsError,
     OperationCancelledException,
@@ -35,7 +36,7 @@ from ktrdr_ops.core.errors import (
     OperationInterrupted,
     OwnershipLost,
 )
-from ktrdr_ops.core.events import Cancelled, CancelRequested, Completed, Failed, Interrupted, Json, Submitted
+from ktrdr_ops.core.events import Cancelled, CancelRequested, Completed, Failed, Interrupted, Json, Submitted, payload
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.decisions import Cancel, Claim, Resume, Start
 from ktrdr_ops.core.journal.journal import Journal, open_journal
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 0.25
 """How long a cancelled operation function may take to stop by itself before its task is cancelled."""
 _LAST_TRIES = 3
+FULL_RETRY_SECONDS = 1.0
+"""How often the terminal event is tried again while the journal's disk is full."""
 
 _ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 _MAX_ID = 120
@@ -284,7 +287,7 @@ class AsyncOrchestrationFramework:
             except JournalError as unwritten:
                 error.add_note(f"that it failed could not be journaled: {unwritten}")
             raise
-        await _shielded(attempt.end(Completed(result=result)))
+        await _shielded(_ended(attempt, Completed(result=result)))
         attempt.progress.complete_operation()
         return value
 
@@ -321,16 +324,13 @@ class AsyncOrchestrationFramework:
     async def _stopped(self, attempt: Attempt) -> None:
         token = attempt.token
         if token.interrupting:
-            await attempt.end(Interrupted(reason=token.reason or "told to go"))
+            await _ended(attempt, Interrupted(reason=token.reason or "told to go"))
             attempt.progress.end_operation("Operation interrupted")
             return
         requested = token.requested_at
         latency = None if requested is None else (micros(attempt.now()) - micros(requested)) / 1000
-        await attempt.end(
-            Cancelled(
-                requested_by=token.requested_by or "caller", reason=token.reason or "cancelled", latency_ms=latency
-            )
-        )
+        by, reason = token.requested_by or "caller", token.reason or "cancelled"
+        await _ended(attempt, Cancelled(requested_by=by, reason=reason, latency_ms=latency))
         attempt.progress.end_operation("Operation cancelled")
 
     async def _failed(self, attempt: Attempt, error: Exception) -> None:
@@ -338,13 +338,14 @@ class AsyncOrchestrationFramework:
         document = error.document() if isinstance(error, KtrdrOpsError) else {}
         message = document.get("message") or f"{type(error).__name__}: {error}"
         details = error.details if isinstance(error, KtrdrOpsError) else {}
-        await attempt.end(
+        await _ended(
+            attempt,
             Failed(
                 code=str(document.get("code", "exception")),
                 message=str(strict(str(message)[:8000].encode("utf-8", "replace").decode(), "message")),
                 hint=document.get("hint"),
                 result=_summary(details.get("result"), None) if known else None,
-            )
+            ),
         )
         if isinstance(error, KtrdrOpsError):
             error.details.setdefault("operation_id", attempt.operation.operation_id)
@@ -458,6 +459,25 @@ def _stop_error(attempt: Attempt, error: BaseException) -> KtrdrOpsError:
         error.details["operation_id"] = operation_id
         return error
     return OperationFailed(str(error), operation_id=operation_id)
+
+
+async def _ended(attempt: Attempt, fact: Completed | Failed | Cancelled | Interrupted) -> None:
+    """State the terminal event. While the disk is full it is tried again, until there is room or the operation is told
+    to stop; then what could not be journaled is in the error. Raises OperationFailed."""
+    while True:
+        try:
+            return await attempt.end(fact)
+        except JournalFull as error:
+            if attempt.token.is_cancelled():
+                said = payload(fact).decode()
+                raise OperationFailed(
+                    f"{attempt.operation.operation_id} ended, but there was no room to journal it: {fact.type} {said}",
+                    hint=error.hint,
+                    operation_id=attempt.operation.operation_id,
+                ) from error
+            attempt.progress.end_operation(f"Waiting for room on the journal's disk to record: {fact.type}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(attempt.token.wait(), FULL_RETRY_SECONDS)
 
 
 async def _shielded(statement: Coroutine[Any, Any, None]) -> None:

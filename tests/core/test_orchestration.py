@@ -18,6 +18,7 @@ from ktrdr_ops.core.cancellation import CancellationSystem
 from ktrdr_ops.core.errors import (
     InvalidValue,
     JournalCorrupt,
+    JournalFull,
     KeyIsLive,
     KtrdrOpsError,
     OperationCancelledException,
@@ -44,7 +45,7 @@ async def types_of(framework, operation_id=None):
 
 async def last_state(framework):
     page = await history.list_operations(framework.journal, limit=1)
-    return page.states[0]
+    return page.states[0] if page.states else None
 
 
 async def until(condition, seconds: float = 10.0) -> None:
@@ -502,6 +503,62 @@ async def test_a_kill_9_leaves_an_operation_that_the_same_start_finishes(tmp_pat
     second = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
     assert first.stdout.split() == ["ran", "0", "ran", "1", "ran", "2", "ran", "3", "ran", "4"]
     assert second.stdout.count("ran") == 5
+
+
+def fill(journal) -> None:
+    """No page more for the journal's file, as on a full disk."""
+    connection = journal._writer._connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={pages}")
+
+
+def make_room(journal) -> None:
+    journal._writer._connection.execute("PRAGMA max_page_count=1000000")
+
+
+async def test_a_start_without_room_is_refused_before_any_work(framework):
+    ran = []
+
+    async def work(operation, progress):
+        ran.append(1)
+
+    fill(framework.journal)
+    with pytest.raises(JournalFull, match="no room"):
+        for number in range(200):
+            await framework.execute_operation(operation(f"work_{number}", parameters={"x": "y" * 5000}), work)
+    state = await last_state(framework)
+    assert len(ran) == (0 if state is None else state.last_position // 3)
+
+
+async def test_with_a_full_disk_progress_is_kept_and_the_result_recorded_when_there_is_room(framework, shown):
+    async def work(operation, progress):
+        fill(framework.journal)
+        for number in range(3000):
+            progress.update_progress(1, f"update {number}", number)
+        await until(lambda: framework.journal.backlog[1] is not None)
+        return {"done": True}
+
+    running = asyncio.ensure_future(framework.execute_operation(operation(), work))
+    await until(lambda: any("Waiting for room" in message for message in shown.messages))
+    assert framework.journal.backlog[0] > 0, "the counter that people are shown"
+    make_room(framework.journal)
+    assert await running == {"done": True}
+    types = await types_of(framework)
+    assert types == ["submitted", "attempt_started", *["progressed"] * 3000, "completed"]
+
+
+async def test_a_result_that_cannot_be_journaled_is_in_the_error_of_who_must_go(framework, shown):
+    async def work(operation, progress):
+        fill(framework.journal)
+        return {"rows": ["x" * 100] * 300}
+
+    running = asyncio.ensure_future(framework.execute_operation(operation(), work))
+    await until(lambda: any("Waiting for room" in message for message in shown.messages))
+    framework.interrupt_all("signal SIGTERM")
+    with pytest.raises(OperationFailed, match="no room to journal it: completed") as raised:
+        await running
+    assert '"rows"' in raised.value.message
+    assert raised.value.exit_code == 1
 
 
 def test_a_bare_operation_is_the_specs():

@@ -383,14 +383,14 @@ class Writer:
         if self._trouble is None:
             _log.error("nothing could be appended: %s", error)
         self._trouble = told.message
-        waiting = [item for item in batch if item.future is not None]
-        self._tell(waiting, [told] * len(waiting))
-        kept = [item for item in batch if item.future is None]
         with self._guard:
-            if kept and not self._closing:
-                self._queue.extendleft(reversed(kept))
-                self._bytes += sum(item.size for item in kept)
-                self._wake.wait_for(lambda: self._closing or any(item.future for item in self._queue), _RETRY_SECONDS)
+            items = batch + list(self._queue)  # who waits behind them would wait for ever
+            waiting = [item for item in items if item.future is not None]
+            self._queue = deque(item for item in items if item.future is None and not self._closing)
+            self._bytes = sum(item.size for item in self._queue)
+        self._tell(waiting, [told] * len(waiting))
+        with self._guard:
+            self._wake.wait_for(lambda: self._closing, _RETRY_SECONDS if self._queue else 0)
 
     def _stop(self, batch: list[_Item], error: Exception) -> None:
         stopped = JournalStopped(
