@@ -64,6 +64,8 @@ def number(value: Json) -> str:
     if isinstance(value, Mapping):
         inner = [f"{number(below)} {safe(name).replace('_', ' ')}" for name, below in value.items() if _small(below)]
         return ", ".join(inner[:_MANY])
+    if isinstance(value, list) and not all(map(_small, value)):
+        return f"{len(value):,} values"
     if isinstance(value, list):
         return ", ".join(safe(one, 40) for one in value[:5]) + (f" and {len(value) - 5} more" if len(value) > 5 else "")
     return safe(value, 120)
