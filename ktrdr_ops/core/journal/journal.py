@@ -55,12 +55,15 @@ class Head:
 class Journal:
     """One open journal. Made by ``open_journal``; ``close`` ends this use of it."""
 
-    def __init__(self, path: Path, lock: LockFile, writer: Writer | None, clock: Clock) -> None:
+    def __init__(
+        self, path: Path, lock: LockFile, writer: Writer | None, clock: Clock, gate_seconds: float = GATE_SECONDS
+    ) -> None:
         self.path = path
         self.clock = clock
         self.lock = lock
         self._writer = writer
         self._reader = Reader(path)
+        self._gate_seconds = gate_seconds
         self._uses = 1
 
     @property
@@ -79,17 +82,18 @@ class Journal:
     async def append(self, request: Request) -> Any:
         """The answer to a request, once it is on disk. Cancelling the caller does not touch the transaction.
 
-        Raises JournalBusy that names the process which holds the gate for 30 s; the request is then given up.
+        Raises JournalBusy that names the process which holds the gate too long; the request is then given up.
         """
         future = self.submit(request)
         answer = asyncio.wrap_future(future)
+        look = min(_WATCH_SECONDS, self._gate_seconds / 2)
         waited = 0.0
-        while not (await asyncio.wait({answer}, timeout=_WATCH_SECONDS))[0]:
-            waited += _WATCH_SECONDS
+        while not (await asyncio.wait({answer}, timeout=look))[0]:
+            waited += look
             holder = self.lock.gate_holder()
             if holder is None:
                 continue
-            if waited >= GATE_SECONDS and future.cancel():
+            if waited >= self._gate_seconds and future.cancel():
                 raise busy(holder)
             _log.warning("waiting for the journal: %s", describe(holder))
         return await answer
@@ -229,11 +233,15 @@ def _key(path: Path) -> tuple[int, str]:
     return os.getpid(), os.path.realpath(path)
 
 
-def open_journal(path: Path | str, *, readonly: bool = False, clock: Clock = utc_now) -> Journal:
+def open_journal(
+    path: Path | str, *, readonly: bool = False, clock: Clock = utc_now, gate_seconds: float = GATE_SECONDS
+) -> Journal:
     """Open a journal; for writing, it is made or migrated first, and dead owners are settled.
 
+    ``gate_seconds``: how long it, and each append, waits for a process that holds the gate and does not let go.
+
     Raises JournalMissing (reading what is not there), JournalRefused (a directory, another program's file, a network
-    filesystem, read-only, newer than this release), JournalFull.
+    filesystem, read-only, newer than this release), JournalFull, JournalBusy.
     """
     path = Path(path).expanduser().absolute()
     if "\0" in str(path):
@@ -247,7 +255,7 @@ def open_journal(path: Path | str, *, readonly: bool = False, clock: Clock = utc
             raise JournalError(
                 f"{path} is open for reading in this process", hint="Close it, then open it for writing."
             )
-        journal = _open_for_reading(path, clock) if readonly else _open_for_writing(path, clock)
+        journal = _open_for_reading(path, clock) if readonly else _open_for_writing(path, clock, gate_seconds)
         _OPEN[_key(path)] = journal
         guard.guard(path)
         return journal
@@ -274,7 +282,7 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
     return Journal(path, lock, None, clock)
 
 
-def _open_for_writing(path: Path, clock: Clock) -> Journal:
+def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
     engine.check_file(path, writing=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -283,7 +291,7 @@ def _open_for_writing(path: Path, clock: Clock) -> Journal:
             f"the folder {path.parent} cannot be made: {error.strerror}", hint="Name another file with --journal."
         ) from error
     lock = lock_file(path)
-    lock.lock_gate(GATE_SECONDS)
+    lock.lock_gate(gate_seconds)
     try:
         fresh = not path.exists()
         connection = engine.connect(path)
@@ -299,7 +307,7 @@ def _open_for_writing(path: Path, clock: Clock) -> Journal:
         lock.unlock_gate()
     writer = Writer(connection, lambda: engine.connect(path), lock, clock)
     writer.submit(Settle()).result()
-    return Journal(path, lock, writer, clock)
+    return Journal(path, lock, writer, clock, gate_seconds)
 
 
 def _version(connection: Any, path: Path) -> str | None:

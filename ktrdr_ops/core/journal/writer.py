@@ -60,14 +60,13 @@ class _Item:
     size: int
     future: Future[Any] | None
     refused: Callable[[KtrdrOpsError], None] | None = None
-    begun: bool = False
+    begun: bool | None = None
 
     def begin(self) -> bool:
         """From now on its caller cannot give it up. False when the caller has given it up already."""
-        if not self.begun and self.future is not None and not self.future.set_running_or_notify_cancel():
-            return False
-        self.begun = True
-        return True
+        if self.begun is None:
+            self.begun = self.future is None or self.future.set_running_or_notify_cancel()
+        return self.begun
 
 
 class _CommitUnknown(Exception):
