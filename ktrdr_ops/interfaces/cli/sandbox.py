@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Annotated
@@ -59,5 +60,6 @@ def _data(
         serve(port, latency=latency, series=series, idle_exit=idle_exit, ready=ready)
     except KeyboardInterrupt:
         context.say("ended")
-    except SystemExit:
-        raise InvalidValue(f"port {port} is taken", hint="--port 0 takes a free one.") from None
+    except OSError as error:
+        why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise InvalidValue(f"port {port} {why}", hint="--port 0 takes a free one.") from error
