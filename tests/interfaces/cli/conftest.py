@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from ktrdr_ops.hosts.sandbox import stop_hosts
+
 TOY = Path(__file__).parent / "toy"
 ROOT = Path(__file__).parents[3]
 DEADLINE = 20.0
@@ -140,6 +142,8 @@ def cli(tmp_path):
         if running.process.poll() is None:
             running.signal(signal.SIGKILL)
         running.process.communicate()
+    if (tmp_path / "data-host.json").exists():
+        stop_hosts(tmp_path)
 
 
 @pytest.fixture(scope="module")
