@@ -140,3 +140,55 @@ async def test_info_says_what_the_file_is_and_holds(journal):
     assert said["size"] == said["pages"]["page_size"] * said["pages"]["page_count"] or said["wal_size"] > 0
     assert len(said["journal_id"]) == 32
     assert running.attempt == 1
+
+
+async def test_a_copy_that_finds_no_room_leaves_nothing_behind(journal, tmp_path):
+    await worked(journal, updates=5000)
+    code = (
+        "import asyncio, resource, sys\nfrom pathlib import Path\nfrom ktrdr_ops.core.errors import JournalError\n"
+        "from ktrdr_ops.core.journal.journal import open_journal\n"
+        "from ktrdr_ops.core.journal.maintenance import backup\n"
+        "async def main():\n    journal = open_journal(sys.argv[1], readonly=True)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "    try:\n        await backup(journal, Path(sys.argv[2]))\n"
+        "    except JournalError as error:\n        print(error)\n"
+        "asyncio.run(main())\n"
+    )
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    arguments = [sys.executable, "-c", code, str(journal.path), str(folder / "copy.db")]
+    ran = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=True)
+    assert "the copy could not be made" in ran.stdout
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_damaged_file_gets_no_backup(tmp_path):
+    path = tmp_path / "journal.db"
+    journal = open_journal(path)
+    await worked(journal, updates=500)
+    await journal.aclose()
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[16:18], "big")
+    for page in range(4, len(content) // size):
+        content[page * size : page * size + 16] = b"\xa5" * 16
+    path.write_bytes(bytes(content))
+    with pytest.raises(JournalCorrupt):
+        await backup(open_journal(path, readonly=True), tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
+
+
+async def test_a_filesystem_without_hard_links_gets_its_backup_too(journal, tmp_path, monkeypatch):
+    def link(*paths) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    await worked(journal)
+    monkeypatch.setattr(os, "link", link)
+    assert (await backup(journal, tmp_path / "copy.db"))["ok"]
+    assert (await verify_file(tmp_path / "copy.db")).ok
+
+
+async def test_of_two_backups_to_one_name_one_is_refused(journal, tmp_path):
+    await worked(journal)
+    made = await asyncio.gather(*(backup(journal, tmp_path / "copy.db") for _ in range(2)), return_exceptions=True)
+    assert sorted(type(one).__name__ for one in made) == ["InvalidValue", "dict"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []

@@ -22,7 +22,7 @@ from ktrdr_ops.core.events import (
 )
 from ktrdr_ops.core.journal.decisions import Note, Resume, Say, draft
 from ktrdr_ops.core.journal.journal import open_journal
-from ktrdr_ops.core.journal.verify import MAX_PROBLEMS, verify
+from ktrdr_ops.core.journal.verify import MAX_PROBLEMS, verify, verify_file
 from tests.core.journal.conftest import started
 
 CONTENT = b"rows"
@@ -256,7 +256,7 @@ async def test_a_page_of_noise_is_a_report_and_no_crash(told):
     for page in range(2, len(content) // size):
         content[page * size + 100 : page * size + 400] = b"\xa5" * 300
     told.write_bytes(bytes(content))
-    report = await verified(told)
+    report = await verify_file(told)
     assert "database" in kinds(report)
 
 
