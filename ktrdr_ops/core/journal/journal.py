@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_ops.core.clock import Clock, micros, utc_now
-from ktrdr_ops.core.errors import InvalidValue, JournalError, JournalRefused, KtrdrOpsError, OperationNotFound
+from ktrdr_ops.core.errors import (
+    InvalidValue,
+    JournalCorrupt,
+    JournalError,
+    JournalRefused,
+    KtrdrOpsError,
+    OperationNotFound,
+)
 from ktrdr_ops.core.events import Event, Fact
 from ktrdr_ops.core.journal import engine, guard, schema
+from ktrdr_ops.core.journal.anchor import HEALS, AnchorFile, check_before_opening, refusal
 from ktrdr_ops.core.journal.decisions import Request, Settle, draft
 from ktrdr_ops.core.journal.ownership import LockFile, Owner, busy, describe, lock_file
 from ktrdr_ops.core.journal.reader import Reader, connect_for_reading
@@ -61,6 +69,8 @@ class Journal:
         self.path = path
         self.clock = clock
         self.lock = lock
+        self.damage: JournalCorrupt | None = None
+        """Set where the file lacks what was anchored, or holds something else: it is open for reading all the same."""
         self._writer = writer
         self._reader = Reader(path)
         self._gate_seconds = gate_seconds
@@ -150,26 +160,62 @@ class Journal:
                 yield event
             after = page[-1].position
 
-    async def tail(self, operation_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Event]:
+    async def tail(self, operation_id: str | None = None, *, after: int | Head | None = None) -> AsyncIterator[Event]:
         """Each event once, in order, as it is committed by this or another process. It never ends by itself.
 
-        ``after`` defaults to the head: only what comes from now on.
+        ``after`` defaults to the head: only what comes from now on. A position trusts the journal up to there; a head
+        is checked against it. Raises JournalCorrupt when the journal no longer holds what was read of it: it went
+        back, another history took its place, or another file.
         """
-        position = (await self.head()).position if after is None else after
+        last = after if isinstance(after, Head) else await self._cursor(after)
         version = await self._reader.data_version()
         wait = _POLL_FLOWING
         while True:
-            page = await self.read(operation_id, after=position)
+            page = await self.read(operation_id, after=last.position)
+            await self._check_cursor(last)
             for event in page:
-                position = event.position
+                last = Head(last.incarnation, event.position, event.hash.hex())
                 yield event
             if page:
                 wait = _POLL_FLOWING
                 continue
             while (now := await self._reader.data_version()) == version:
+                if self._reader.replaced:
+                    raise refusal(self.path, "another file was put in its place while it was open")
                 await asyncio.sleep(wait)
                 wait = min(wait * 1.2, _POLL_IDLE)
             version = now
+
+    async def _cursor(self, position: int | None) -> Head:
+        """What stands at a position now (None: at the head)."""
+        if position is None:
+            return await self.head()
+        rows = await self.rows("SELECT hash FROM events WHERE position = ?", (position,))
+        return Head(await self._incarnation(position), position, bytes(rows[0][0]).hex() if rows else "")
+
+    async def _incarnation(self, position: int) -> str:
+        """The incarnation that a position belongs to."""
+        sql = "SELECT name FROM incarnations WHERE from_position <= ? ORDER BY number DESC LIMIT 1"
+        return bytes((await self.rows(sql, (max(position, 1),)))[0][0]).hex()
+
+    async def _check_cursor(self, last: Head) -> None:
+        """Raise JournalCorrupt unless the journal still holds what a reader has read last."""
+        if last.position == 0:
+            return
+        found = await self.rows("SELECT hash FROM events WHERE position = ?", (last.position,))
+        if found and bytes(found[0][0]).hex() == last.hash:  # the incarnation is part of each hash
+            return
+        archived = (await self.rows("SELECT archived_through FROM journal"))[0][0]
+        head = await self.head()
+        if not found and last.position <= archived:
+            return
+        if last.position > head.position:
+            problem = f"position {last.position:,} had been read, but it ends at {head.position:,}: it went back"
+        else:
+            problem = f"position {last.position:,} is not what had been read there: this is another history"
+        if head.incarnation != last.incarnation:
+            problem += f" (incarnation {head.incarnation[:8]}, not {last.incarnation[:8]}: a copy was restored)"
+        raise refusal(self.path, problem, max(last.position - head.position, 0) or None)
 
     async def head(self) -> Head:
         """Where the journal ends now."""
@@ -263,6 +309,7 @@ def open_journal(
 
 def _open_for_reading(path: Path, clock: Clock) -> Journal:
     if not path.exists():
+        _damage(path)
         raise JournalMissing(
             f"there is no journal at {path}", hint="Start an operation first, or name the journal with --journal."
         )
@@ -270,6 +317,7 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
     lock = lock_file(path)
     lock.share()
     try:
+        damage = _damage(path)
         connection = connect_for_reading(path)
         try:
             if _version(connection, path) is None:
@@ -279,7 +327,11 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
     except BaseException:
         lock.unshare()
         raise
-    return Journal(path, lock, None, clock)
+    journal = Journal(path, lock, None, clock)
+    if damage is not None:
+        _log.warning("%s; it can only be read. %s", damage.message, HEALS)
+        journal.damage = damage
+    return journal
 
 
 def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
@@ -293,6 +345,9 @@ def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
     lock = lock_file(path)
     lock.lock_gate(gate_seconds)
     try:
+        damage = _damage(path)
+        if damage is not None:
+            raise damage
         fresh = not path.exists()
         connection = engine.connect(path)
         try:
@@ -305,9 +360,17 @@ def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
         lock.share()
     finally:
         lock.unlock_gate()
-    writer = Writer(connection, lambda: engine.connect(path), lock, clock)
+    writer = Writer(connection, lambda: engine.connect(path), lock, clock, AnchorFile(path))
     writer.submit(Settle()).result()
     return Journal(path, lock, writer, clock, gate_seconds)
+
+
+def _damage(path: Path) -> JournalCorrupt | None:
+    """The error for a journal that lacks what was anchored, or holds something else. Raises it where nothing can be
+    read."""
+    stands = check_before_opening(path, connect_for_reading)
+    problem = stands.problem()
+    return None if problem is None else refusal(path, problem, stands.missing)
 
 
 def _version(connection: Any, path: Path) -> str | None:

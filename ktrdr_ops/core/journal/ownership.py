@@ -73,21 +73,23 @@ class LockFile:
         """Wait until this process may write: without limit, or so many seconds. Raises JournalBusy that names the
         process which holds the gate."""
         self._check_process()
-        if seconds is not None:
-            self._try_gate(time.monotonic() + seconds)
-            return
-        fcntl.lockf(self._handle(), fcntl.LOCK_EX, 1, _GATE)
+        if seconds is None:
+            fcntl.lockf(self._handle(), fcntl.LOCK_EX, 1, _GATE)
+        elif not self.try_gate(seconds):
+            raise busy(self.gate_holder())
 
-    def _try_gate(self, deadline: float) -> None:
+    def try_gate(self, seconds: float) -> bool:
+        """Whether this process may write now, after so many seconds at most."""
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 fcntl.lockf(self._handle(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _GATE)
             except (BlockingIOError, PermissionError):
                 if time.monotonic() > deadline:
-                    raise busy(self.gate_holder()) from None
+                    return False
                 time.sleep(_TRY_SECONDS)
             else:
-                return
+                return True
 
     def unlock_gate(self) -> None:
         """Let the next one write."""
@@ -107,15 +109,16 @@ class LockFile:
         if self._fd is not None:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _SHARE)
 
-    def take_share_alone(self) -> None:
-        """For a migration: nobody else may have the journal open. Raises JournalRefused that names a pid."""
+    def take_share_alone(self, what: str = "must be migrated") -> None:
+        """For a migration or a restore: nobody else may have the journal open. Raises JournalRefused that names a
+        pid."""
         self._check_process()
         try:
             fcntl.lockf(self._handle(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _SHARE)
         except OSError:
             pid = self._pid_on(_SHARE)
             raise JournalRefused(
-                f"the journal must be migrated, but process {pid} has it open",
+                f"the journal {what}, but process {pid} has it open",
                 hint="End that process, then run the command again.",
             ) from None
 

@@ -27,6 +27,15 @@ def connect_for_reading(path: Path) -> Any:
     return engine.connect(path, readonly=True, immutable=frozen)
 
 
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Which file a path names now; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Reader:
     """Rows of one journal, for any event loop of this process."""
 
@@ -36,6 +45,12 @@ class Reader:
             WeakKeyDictionary()
         )
         self._guard = threading.Lock()
+        self._file = file_identity(path)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the path names another file by now, or none."""
+        return file_identity(self._path) != self._file
 
     async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query. Raises JournalCorrupt where the file is damaged, JournalError else."""

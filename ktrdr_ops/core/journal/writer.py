@@ -2,7 +2,7 @@
 
 It takes what waits (lifecycle and progress in one queue, in one order), and makes one transaction of it:
 
-    gate → BEGIN IMMEDIATE → head → decide each request → events and projection → COMMIT → acknowledge → tell
+    gate → BEGIN IMMEDIATE → anchor → head → decide each request → events and projection → COMMIT → acknowledge → tell
 
 A request that is refused is refused alone. What a caller waits for is acknowledged only after the commit. When the
 statements fail before COMMIT, nothing was written: waiting callers are told, queued progress stays queued and is tried
@@ -16,6 +16,8 @@ only *that* COMMIT acknowledges. Only when that fails too, the writer stops.
 
 The queue is bounded by bytes. When it is full, a progress event takes the place of its operation's last queued one (and
 counts it as skipped); where there is none it is let in. Nobody is ever blocked by progress.
+
+After an attempt's end, and when nothing came for 50 ms, the head anchor is settled: under the gate, with a sync.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ from typing import Any
 from weakref import WeakSet
 
 from ktrdr_ops.core.clock import Clock, in_micros
-from ktrdr_ops.core.errors import JournalError, JournalFull, JournalStopped, KtrdrOpsError
+from ktrdr_ops.core.errors import JournalCorrupt, JournalError, JournalFull, JournalStopped, KtrdrOpsError
 from ktrdr_ops.core.events import Event, JournalRecovered, Progressed
 from ktrdr_ops.core.journal import engine
+from ktrdr_ops.core.journal.anchor import Anchored, AnchorFile
 from ktrdr_ops.core.journal.decisions import Claim, Decision, Draft, Note, Request, Say, decide, draft
 from ktrdr_ops.core.journal.integrity import chained, genesis
 from ktrdr_ops.core.journal.ownership import LockFile
@@ -45,12 +48,14 @@ _log = logging.getLogger(__name__)
 QUEUE_BYTES = 64 * 1024 * 1024
 _BATCH = 1000
 _RETRY_SECONDS = 1.0
+_SETTLE_SECONDS = 1.0  # whoever holds the gate for longer anchors what it writes
 _OVERHEAD = 400  # bytes an item costs beside its payload, about
 
 _INSERT = (
     "INSERT INTO events (position, operation_id, sequence, attempt, type, class, version, at, payload, writer, hash)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_CLASS = 5  # where an event's class stands among them
 
 
 @dataclass(slots=True)
@@ -82,12 +87,14 @@ class Writer:
         reconnect: Callable[[], Any],
         lock: LockFile,
         clock: Clock,
+        anchor: AnchorFile,
         *,
         queue_bytes: int = QUEUE_BYTES,
     ) -> None:
         self._connection = connection
         self._reconnect = reconnect
         self._lock = lock
+        self._anchor = anchor
         self._now = in_micros(clock)
         self._limit = queue_bytes
         self._nonce = secrets.token_bytes(8)
@@ -102,7 +109,7 @@ class Writer:
         self._wake = threading.Condition(self._guard)
         self._busy = False
         self._closing = False
-        self._stopped: JournalStopped | None = None
+        self._stopped: JournalError | None = None
         self._thread: threading.Thread | None = None
         self._listeners: list[Callable[[], None]] = []
         self._trouble: str | None = None
@@ -172,6 +179,7 @@ class Writer:
             if self._thread.is_alive():
                 return  # it waits at the gate for a stopped process: its connection must not be closed under it
         self._connection.close()
+        self._anchor.close()
 
     def _enqueue(self, item: _Item) -> None:
         queue = self._queue
@@ -196,10 +204,11 @@ class Writer:
     def _run(self) -> None:
         while True:
             batch = self._take()
-            if not batch:
-                return
             try:
-                self._write(batch)
+                if batch:
+                    self._write(batch)
+                else:
+                    self._settle_anchor()
             except Exception as error:  # whatever ended the writer, nobody may wait for it for ever
                 _log.exception("the journal's writer has stopped")
                 self._stop(batch, error)
@@ -208,10 +217,13 @@ class Writer:
                 with self._guard:
                     self._busy = False
                     self._wake.notify_all()
+            if not batch and self._closing and not self._queue:
+                return
 
     def _take(self) -> list[_Item]:
+        """What waits; nothing when the journal is closed, or when the anchor is due."""
         with self._guard:
-            self._wake.wait_for(lambda: self._queue or self._closing)
+            self._wake.wait_for(lambda: self._queue or self._closing, self._anchor.due)
             batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
             self._bytes -= sum(item.size for item in batch)
             self._last.clear()  # what was taken can no longer be replaced
@@ -241,6 +253,7 @@ class Writer:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._anchor.hold(self._connection)
                 answers, rows = self._decide(batch)
                 if rows:
                     self._connection.executemany(_INSERT, rows)
@@ -248,11 +261,24 @@ class Writer:
             except BaseException:
                 self._roll_back()
                 raise
+            noted = False
             try:
                 self._commit()
             except _CommitUnknown as unknown:
-                return self._settle_unknown(batch, answers, rows, unknown)
+                answers = self._settle_unknown(batch, answers, rows, unknown)
+                noted = True
+            if (rows or noted) and self._head is not None:  # a COMMIT without rows syncs nothing
+                ended = any(row[_CLASS] == "terminal" for row in rows)
+                self._anchor.committed(Anchored(self._incarnation, *self._head), ended=ended)
             return answers
+        finally:
+            self._lock.unlock_gate()
+
+    def _settle_anchor(self) -> None:
+        if self._anchor.due is None or not self._lock.try_gate(_SETTLE_SECONDS):
+            return
+        try:
+            self._anchor.settle()
         finally:
             self._lock.unlock_gate()
 
@@ -392,10 +418,12 @@ class Writer:
             self._wake.wait_for(lambda: self._closing, _RETRY_SECONDS if self._queue else 0)
 
     def _stop(self, batch: list[_Item], error: Exception) -> None:
-        stopped = JournalStopped(
+        stopped: JournalError = JournalStopped(
             f"the journal's writer stopped: {error}; whether the last {len(batch)} requests are kept is unknown",
             hint="Check the disk, then start again: opening the journal settles what is there.",
         )
+        if isinstance(error, JournalCorrupt):
+            stopped = error  # found before anything was written
         with self._guard:
             self._stopped = stopped
             batch = batch + list(self._queue)
