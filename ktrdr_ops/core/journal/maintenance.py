@@ -13,6 +13,7 @@ from ktrdr_ops.core.clock import iso
 from ktrdr_ops.core.errors import InvalidValue, JournalCorrupt, JournalError, JournalFull, JournalRefused
 from ktrdr_ops.core.events import Json
 from ktrdr_ops.core.journal import engine, history
+from ktrdr_ops.core.journal.anchor import read_anchor, standing
 from ktrdr_ops.core.journal.journal import Journal
 from ktrdr_ops.core.journal.reader import connect_for_reading
 from ktrdr_ops.core.journal.verify import verify_file
@@ -127,11 +128,21 @@ async def info(journal: Journal) -> dict[str, Json]:
         "created_at": iso(identity[1]),
         "events": events[0][0],
         "head": {"position": head.position, "hash": head.hash},
+        "anchor": await asyncio.to_thread(_anchor, journal),
         "archived_through": identity[2],
         "operations": await _by_status(journal),
         "sqlite": {"module": engine.sqlite.__name__.partition(".")[0], "version": engine.sqlite.sqlite_version},
         "pages": {name: (await journal.rows(f"PRAGMA {name}"))[0][0] for name in _PAGES},
     }
+
+
+def _anchor(journal: Journal) -> dict[str, Json]:
+    found = read_anchor(journal.path)  # before the database: it is never ahead of it
+    connection = connect_for_reading(journal.path)
+    try:
+        return standing(connection, found).document()
+    finally:
+        connection.close()
 
 
 _PAGES = ("page_size", "page_count", "freelist_count")

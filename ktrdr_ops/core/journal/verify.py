@@ -1,6 +1,7 @@
 """Whether a journal holds what was appended to it, and what follows from that.
 
-    SQLite's own check → the rules of the schema → each event: chain, sequence, terminals → projection → objects
+    SQLite's own check → the rules of the schema → the head anchor → each event: chain, sequence, terminals
+    → projection → objects
 
 Events are read page by page in short transactions and hashed off the event loop, so a journal can be verified while
 others write to it. Each event is folded on the way: the table of current states must be exactly that fold. A page of
@@ -21,6 +22,7 @@ from ktrdr_ops.core.artifacts import ObjectStore
 from ktrdr_ops.core.errors import JournalCorrupt
 from ktrdr_ops.core.events import ArtifactPublished, Checkpointed, Event, Json
 from ktrdr_ops.core.journal import engine, schema
+from ktrdr_ops.core.journal.anchor import Standing, read_anchor, standing
 from ktrdr_ops.core.journal.integrity import ChainCheck, Problem, genesis
 from ktrdr_ops.core.journal.journal import EVENT_COLUMNS, Journal
 from ktrdr_ops.core.journal.projection import row as projected
@@ -65,6 +67,7 @@ class Report:
     position: int
     hash: str
     problems: tuple[Problem, ...]
+    anchor: Standing | None = None
 
     @property
     def ok(self) -> bool:
@@ -78,6 +81,7 @@ class Report:
             "events": self.events,
             "operations": self.operations,
             "head": {"position": self.position, "hash": self.hash},
+            "anchor": None if self.anchor is None else self.anchor.document(),
             "problems": [problem.document() for problem in self.problems],
         }
 
@@ -117,6 +121,7 @@ async def verify_file(path: Path, *, objects: ObjectStore | None = None, on_prog
 async def _events_and_table(check: _Check, do: Callable[..., Any], on_progress: Told | None) -> None:
     try:
         await do(check.database)
+        await do(check.anchor)
         total = await do(check.begin)
         while await do(check.walk_page):
             if on_progress is not None:
@@ -134,6 +139,8 @@ class _Check:
 
     def __init__(self, path: Path) -> None:
         self.events = 0
+        self._path = path
+        self._stands: Standing | None = None
         self._connection = connect_for_reading(path)
         self._chain = ChainCheck(0, b"", [(0, b"")])
         self._found: list[Problem] = []
@@ -165,7 +172,7 @@ class _Check:
         if self._passed_over:
             found.append(Problem("more", None, None, f"and {self._passed_over} more problems"))
         hashed = self._chain.previous.hex() if self.events else ""
-        return Report(self.events, len(self._compared), self._chain.position, hashed, tuple(found))
+        return Report(self.events, len(self._compared), self._chain.position, hashed, tuple(found), self._stands)
 
     def database(self) -> None:
         """SQLite's own check of pages, indexes and constraints, and the rules that keep events as they are."""
@@ -176,6 +183,16 @@ class _Check:
         if schema.version(self._connection) == schema.HEAD:
             for missing in sorted(_RULES - names):
                 self.report_problem("schema", None, None, f"the rule {missing} has been removed")
+
+    def anchor(self) -> None:
+        """Whether the end is missing, or this is another history: the anchor is read first, it is never ahead."""
+        found = read_anchor(self._path)
+        stands = self._stands = standing(self._connection, found)
+        problem = stands.problem()
+        if problem is not None:
+            self.report_problem("anchor", None if stands.anchored is None else stands.anchored.position, None, problem)
+        elif found.damaged == len(found.slots):
+            self.report_problem("anchor", None, None, "neither slot of the head anchor is whole")
 
     def begin(self) -> int:
         """Where the chain begins; gives the position of the last event."""

@@ -45,6 +45,7 @@ def _info_text(said: dict[str, Json]) -> str:
         "events": f"{said['events']:,}",
         "operations": counts or "none yet",
         "head": _head_text(said["head"]),
+        "anchor": _anchor_text(said["anchor"]),
         "size": f"{size_text(said['size'])}, write-ahead log {size_text(said['wal_size'])}",
         "pages": f"{pages['page_count']:,} of {size_text(pages['page_size'])}, {pages['freelist_count']:,} free",
         "journal id": said["journal_id"],
@@ -53,6 +54,11 @@ def _info_text(said: dict[str, Json]) -> str:
         "SQLite": f"{said['sqlite']['version']} ({said['sqlite']['module']})",
     }
     return "\n".join([safe(said["path"]), *(f"  {name:<12} {safe(value)}" for name, value in rows.items())])
+
+
+def _anchor_text(anchor: dict[str, Json]) -> str:
+    position = anchor["position"]
+    return f"{anchor['state']}" + ("" if position is None else f" at position {position:,}")
 
 
 def _head(context: Context) -> None:

@@ -139,6 +139,7 @@ async def test_info_says_what_the_file_is_and_holds(journal):
     assert said["sqlite"]["version"] == engine.sqlite.sqlite_version
     assert said["size"] == said["pages"]["page_size"] * said["pages"]["page_count"] or said["wal_size"] > 0
     assert len(said["journal_id"]) == 32
+    assert said["anchor"]["state"] in ("anchored", "unanchored")
     assert running.attempt == 1
 
 

@@ -20,8 +20,10 @@ from ktrdr_ops.core.events import (
     Progressed,
     StepCompleted,
 )
+from ktrdr_ops.core.journal.anchor import anchor_path
 from ktrdr_ops.core.journal.decisions import Note, Resume, Say, draft
 from ktrdr_ops.core.journal.journal import open_journal
+from ktrdr_ops.core.journal.maintenance import backup
 from ktrdr_ops.core.journal.verify import MAX_PROBLEMS, verify, verify_file
 from tests.core.journal.conftest import started
 
@@ -108,6 +110,7 @@ async def test_a_journal_as_it_was_written_has_no_problem(told, objects):
         "events": 33,
         "operations": 2,
         "head": {"position": 33, "hash": report.hash},
+        "anchor": {"state": "anchored", "position": 33, "hash": report.hash, "damaged_slots": 0},
         "problems": [],
     }
     assert len(report.hash) == 64
@@ -129,6 +132,7 @@ async def test_an_empty_journal_has_no_problem(tmp_path):
         "events": 0,
         "operations": 0,
         "head": {"position": 0, "hash": ""},
+        "anchor": {"state": "unanchored", "position": None, "hash": None, "damaged_slots": 0},
         "problems": [],
     }
 
@@ -174,9 +178,38 @@ async def test_a_deleted_event_is_found(told):
     ]
 
 
-async def test_a_deleted_end_is_found_by_what_the_table_says(told):
+async def test_a_deleted_end_is_found_by_the_anchor_and_by_what_the_table_says(told):
+    against_the_rule(told, "events_no_delete", "DELETE FROM events WHERE position = 33")
+    report = await verified(told)
+    assert kinds(report) == ["anchor", "projection"]
+    assert "1 event is missing at the end" in report.problems[0].detail
+
+
+async def test_without_its_anchor_only_the_table_says_that_the_end_is_deleted(told):
+    anchor_path(told).unlink()
+    assert kinds(await verified(told)) == []
     against_the_rule(told, "events_no_delete", "DELETE FROM events WHERE position = 33")
     assert kinds(await verified(told)) == ["projection"]
+
+
+async def test_an_older_copy_in_the_journals_place_is_found(told, tmp_path):
+    journal = open_journal(told)
+    await backup(journal, tmp_path / "older.db")
+    await journal.append(Note("", Noted(text="said after the copy")))
+    await journal.aclose()
+    assert (await verified(told)).ok
+    (tmp_path / "older.db").replace(told)
+    report = await verified(told)
+    assert kinds(report) == ["anchor"]
+    assert "1 event is missing at the end" in report.problems[0].detail
+
+
+async def test_an_anchor_of_noise_is_found_and_half_of_one_is_not(told):
+    content = anchor_path(told).read_bytes()
+    anchor_path(told).write_bytes(content + b"\xa5" * (8192 - len(content)))
+    assert kinds(await verified(told)) == []
+    anchor_path(told).write_bytes(b"\xa5" * 8192)
+    assert kinds(await verified(told)) == ["anchor"]
 
 
 async def test_a_removed_rule_is_found(told):
@@ -277,7 +310,7 @@ async def test_another_incarnation_breaks_the_chain_and_the_list_of_problems_end
     meddle(path, "UPDATE incarnations SET name = zeroblob(16)")
     report = await verified(path)
     assert len(report.problems) == MAX_PROBLEMS + 1
-    assert report.problems[-1].detail == "and 103 more problems"
+    assert report.problems[-1].detail == "and 104 more problems"
 
 
 async def test_it_tells_how_far_it_is(told):

@@ -107,7 +107,7 @@ def test_verify_says_everything_as_json(path, capsys):
     code, report = document(capsys, "--journal", path, "journal", "verify")
     assert code == 0
     assert (report["ok"], report["events"], report["operations"], report["problems"]) == (True, 5, 1, [])
-    assert set(report) == {"ok", "events", "operations", "head", "problems"}
+    assert set(report) == {"ok", "events", "operations", "head", "anchor", "problems"}
     assert report["head"]["position"] == 5
 
 
