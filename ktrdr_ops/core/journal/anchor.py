@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from ktrdr_ops.core.journal.reader import file_identity
 _log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.05
+ENDED_SECONDS = 0.005  # long enough for the next operation of a row of short ones not to wait for a sync
 HEALS = "Put a good copy in its place: ktrdr-ops journal restore COPY"
 _MAGIC = b"ktrdrHA1"
 _RECORD = struct.Struct(">8sQQ?7x16s32s")  # magic, serial, position, synced, incarnation, hash
@@ -81,6 +83,10 @@ class Slots:
         """The head that it names."""
         return None if self.newest is None else self.newest.anchored
 
+    def with_slot(self, where: int, slot: _Slot) -> Slots:
+        """The same after a write."""
+        return Slots((slot, self.slots[1]) if where == 0 else (self.slots[0], slot))
+
     @property
     def free(self) -> int:
         """The slot to write next: not the one whose anchor is known to be on the disk."""
@@ -92,8 +98,9 @@ class Slots:
         return 0 if first.serial < second.serial else 1
 
 
-def _packed(serial: int, synced: bool, head: Anchored) -> bytes:
-    record = _RECORD.pack(_MAGIC, serial, head.position, synced, head.incarnation, head.hash)
+def _packed(slot: _Slot) -> bytes:
+    head = slot.anchored
+    record = _RECORD.pack(_MAGIC, slot.serial, head.position, slot.synced, head.incarnation, head.hash)
     return record + hashlib.sha256(record).digest()
 
 
@@ -281,6 +288,7 @@ class AnchorFile:
         self._mine: Anchored | None = None
         self._replaces: Anchored | None = None
         self._due: float | None = None
+        self._look_again = 0.0
         self._trouble = False
         self._named = False
 
@@ -289,27 +297,36 @@ class AnchorFile:
         """After how many seconds without work it is to be settled; None: there is nothing to settle."""
         return self._due
 
-    def hold(self, connection: Any) -> None:
-        """Inside the write transaction, before anything is inserted: check the database, and write down the last head
-        that this process knows to be on the disk. Raises JournalCorrupt."""
-        if file_identity(self._database) != self._file:
-            raise refusal(self._database, "another file was put in its place while it was open")
+    def check(self, connection: Any) -> None:
+        """Inside the write transaction, when the head is not what this process wrote last: raises JournalCorrupt
+        where the database lacks what is anchored."""
         slots = self._read()
         anchored = slots.anchored
-        if anchored is not None and _hash_at(connection, anchored.position) != anchored.hash:
-            stands = standing(connection, slots)
-            problem = stands.problem()
-            if problem is not None:
-                raise refusal(self._database, problem, stands.missing)
-            if stands.state == "restored":
-                self._replaces = anchored
-        self._write(slots, sync=False)
+        if anchored is None or _hash_at(connection, anchored.position) == anchored.hash:
+            return
+        stands = standing(connection, slots)
+        problem = stands.problem()
+        if problem is not None:
+            raise refusal(self._database, problem, stands.missing)
+        if stands.state == "restored":
+            self._replaces = anchored
+
+    def hold(self) -> None:
+        """Inside the write transaction, before anything is inserted: write down the last head that this process knows
+        to be on the disk. Raises JournalCorrupt when the path names another file by now."""
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._look_again = now + IDLE_SECONDS
+            if file_identity(self._database) != self._file:
+                raise refusal(self._database, "another file was put in its place while it was open")
+        if self._mine is not None:
+            self._write(self._read(), sync=False)
 
     def committed(self, head: Anchored, *, ended: bool) -> None:
         """A COMMIT of this process put events on the disk up to this head. ``ended``: an attempt's end is among them,
-        so it is settled as soon as nobody waits."""
+        so it is settled sooner."""
         self._mine = head
-        self._due = 0.0 if ended or self._due == 0.0 else IDLE_SECONDS
+        self._due = ENDED_SECONDS if ended or self._due == ENDED_SECONDS else IDLE_SECONDS
 
     def settle(self) -> None:
         """Write the last head that this process committed, and sync it."""
@@ -341,15 +358,19 @@ class AnchorFile:
                 return  # another process is further, and settles that itself
             if newest.anchored == mine and (newest.synced or not sync):
                 return
-        packed = _packed(1 if newest is None else newest.serial + 1, sync, mine)
+        slot, where = _Slot(1 if newest is None else newest.serial + 1, sync, mine), slots.free
+        packed = _packed(slot)
         try:
-            os.pwrite(self._handle(), packed, slots.free * _APART)
+            os.pwrite(self._handle(), packed, where * _APART)
             if sync:
                 self._sync()
         except OSError as error:
             self._say(error)
-        else:
-            self._trouble = False
+            return
+        self._trouble = False
+        written = self._raw.ljust(_SIZE, b"\0")  # what will be read next, unless somebody else writes
+        self._raw = packed + written[_SLOT:] if where == 0 else written[:_APART] + packed
+        self._slots = slots.with_slot(where, slot)
 
     def _handle(self) -> int:
         if self._descriptor is None:
@@ -387,7 +408,7 @@ def anchor_anew(database: Path, head: Anchored) -> None:
     descriptor = os.open(anchor_path(database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         for turn, slot in enumerate((slots.free, 1 - slots.free)):
-            os.pwrite(descriptor, _packed(serial + turn, True, head), slot * _APART)
+            os.pwrite(descriptor, _packed(_Slot(serial + turn, True, head)), slot * _APART)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -2,7 +2,7 @@
 
 It takes what waits (lifecycle and progress in one queue, in one order), and makes one transaction of it:
 
-    gate → BEGIN IMMEDIATE → anchor → head → decide each request → events and projection → COMMIT → acknowledge → tell
+    gate → BEGIN IMMEDIATE → head → anchor → decide each request → events and projection → COMMIT → acknowledge → tell
 
 A request that is refused is refused alone. What a caller waits for is acknowledged only after the commit. When the
 statements fail before COMMIT, nothing was written: waiting callers are told, queued progress stays queued and is tried
@@ -253,7 +253,6 @@ class Writer:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                self._anchor.hold(self._connection)
                 answers, rows = self._decide(batch)
                 if rows:
                     self._connection.executemany(_INSERT, rows)
@@ -357,6 +356,8 @@ class Writer:
         head = (found[0], bytes(found[1])) if found else (0, self._genesis)
         if head != self._head:
             self._projection.forget()
+            self._anchor.check(self._connection)
+        self._anchor.hold()
         return head
 
     def _event(self, said: Draft, position: int, previous: bytes, at: int) -> Event:
