@@ -41,7 +41,8 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted:
-    """A process began to work on it. ``slot`` is the byte of the lock file that it holds while it lives."""
+    """A process began to work on it. ``slot`` is the byte of the lock file that it holds while it lives. ``parent_id``
+    names the operation that started this attempt, where that is another than before."""
 
     type: ClassVar[str] = "attempt_started"
     event_class: ClassVar[EventClass] = "start"
@@ -50,6 +51,7 @@ class AttemptStarted:
     host: str
     slot: int
     reason: str = "started"
+    parent_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

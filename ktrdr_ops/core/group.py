@@ -123,14 +123,9 @@ class _Board:
 
     def _tell(self) -> None:
         total = len(self._percentages)
-        self._told = sum(self._percentages) / total
-        self._progress.update_progress(
-            self._done,
-            f"{self._done} of {total} done",
-            round(sum(self._percentages)),
-            total_items=100 * total,
-            step_range=(0.0, 100.0),
-        )
+        mean = self._told = sum(self._percentages) / total
+        message = f"{self._done} of {total} done"
+        self._progress.update_progress(self._done, message, self._done, total_items=total, step_range=(mean, mean))
 
 
 def _failure(failures: list[BaseException], total: int) -> BaseException:

@@ -114,6 +114,7 @@ def _attempt_started(state: OperationState, fact: AttemptStarted, event: Event) 
         "attempt": event.attempt,
         "attempts_without_checkpoint": state.attempts_without_checkpoint + 1,
         "owner": {"pid": fact.pid, "host": fact.host, "slot": fact.slot},
+        "parent_id": fact.parent_id or state.parent_id,
         "started_at": event.at if state.started_at is None else state.started_at,
         "attempt_started_at": event.at,
         "finished_at": None,

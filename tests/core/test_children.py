@@ -136,6 +136,14 @@ async def test_a_group_with_a_failed_child_fails_after_the_others_and_goes_on_wi
     assert (await by_key(framework, "count:b")).attempt == 2
 
 
+async def test_a_child_that_goes_on_with_an_earlier_operation_becomes_the_groups(framework):
+    await interrupted(framework, name="a", to=4)
+    await framework.run("group", group({"name": "a", "to": 4, "hang": 2}, {"name": "b"}))
+    parent = await by_key(framework, "group:*")
+    children = await history.children(framework.journal, parent.operation_id)
+    assert {(child.key, child.attempt) for child in children} == {("count:a", 2), ("count:b", 1)}
+
+
 async def test_a_groups_children_are_validated_before_anything_starts(framework):
     with pytest.raises(InvalidValue, match="at least 1"):
         await framework.run("group", group({"name": "a"}, {"name": "b", "to": 0}))

@@ -40,6 +40,9 @@ class View(Protocol):
     def latest_with_key(self, key: str) -> OperationState | None:
         """The operation that was last submitted with this key."""
 
+    def live_with_key(self, key: str) -> OperationState | None:
+        """The one that is recorded as pending, running or cancelling with this key: it need not be the latest."""
+
     def live(self) -> Iterable[OperationState]:
         """All that is recorded as pending, running or cancelling."""
 
@@ -176,18 +179,17 @@ def _fence(said: Draft, view: View) -> None:
 
 
 def _start(request: Start, view: View) -> Decision:
-    last = view.latest_with_key(request.submitted.key)
+    key = request.submitted.key
     decision = Decision()
-    if last is not None and last.live:
-        if owned(last, view):
-            raise _key_is_live(last)
-        if last.owner is not None:
-            decision.drafts.append(_interrupted(last, GONE))
+    holder = view.live_with_key(key)
+    if holder is not None:
+        decision.drafts += _released(holder, view)
+    last = view.latest_with_key(key)
     goes_on = last is not None and last.status != "completed" and last.digest == request.submitted.digest
     if last is not None and goes_on and not request.fresh:
-        return _claim(decision, last, request.owner, "the same start again")
-    if last is not None and last.live and last.owner is None:
-        decision.drafts += _cancelled_unowned(last, request.owner, "start", "another start took its place")
+        return _claim(decision, last, request.owner, "the same start again", request.submitted.parent_id)
+    if holder is not None and holder.owner is None:
+        decision.drafts += _cancelled_unowned(holder, request.owner, "start", "another start took its place")
     operation_id = view.new_id(request.readable)
     decision.drafts.append(draft(operation_id, None, request.submitted))
     return _claimed(decision, operation_id, 1, request.owner, "started", resumed=False)
@@ -201,18 +203,20 @@ def _resume(request: Resume, view: View) -> Decision:
             hint=f"Its result: ktrdr-ops show {state.operation_id}",
         )
     decision = Decision()
-    latest = view.latest_with_key(state.key)
-    if latest is not None and latest.operation_id != state.operation_id and owned(latest, view):
-        raise _key_is_live(latest)
-    if owned(state, view):
-        if not request.steal:
-            raise _key_is_live(state)
+    holder = view.live_with_key(state.key)
+    if holder is not None and holder.operation_id == state.operation_id and request.steal and owned(state, view):
         decision.drafts.append(_interrupted(state, "another process took it over"))
-    elif state.live and state.owner is not None:
-        decision.drafts.append(_interrupted(state, GONE))
-    if latest is not None and latest.operation_id != state.operation_id and latest.live and latest.owner is not None:
-        decision.drafts.append(_interrupted(latest, GONE))
+    elif holder is not None:
+        decision.drafts += _released(holder, view)
     return _claim(decision, state, request.owner, request.reason)
+
+
+def _released(holder: OperationState, view: View) -> list[Draft]:
+    """What frees the key that an operation holds: its ``interrupted`` if its owner is gone, nothing if it has none.
+    Raises KeyIsLive when the owner lives."""
+    if owned(holder, view):
+        raise _key_is_live(holder)
+    return [] if holder.owner is None else [_interrupted(holder, GONE)]
 
 
 def _cancel(request: Cancel, view: View) -> Decision:
@@ -268,20 +272,30 @@ def _interrupted(state: OperationState, reason: str) -> Draft:
     return draft(state.operation_id, state.attempt, Interrupted(reason=reason))
 
 
-def _claim(decision: Decision, state: OperationState, owner: Owner, reason: str) -> Decision:
-    return _claimed(decision, state.operation_id, state.attempt + 1, owner, reason, resumed=state.attempt > 0)
+def _claim(
+    decision: Decision, state: OperationState, owner: Owner, reason: str, parent_id: str | None = None
+) -> Decision:
+    attempt = state.attempt + 1
+    return _claimed(decision, state.operation_id, attempt, owner, reason, resumed=attempt > 1, parent_id=parent_id)
 
 
 def _claimed(
-    decision: Decision, operation_id: str, attempt: int, owner: Owner, reason: str, *, resumed: bool
+    decision: Decision,
+    operation_id: str,
+    attempt: int,
+    owner: Owner,
+    reason: str,
+    *,
+    resumed: bool,
+    parent_id: str | None = None,
 ) -> Decision:
-    decision.drafts.append(_attempt_started(operation_id, attempt, owner, reason))
+    decision.drafts.append(_attempt_started(operation_id, attempt, owner, reason, parent_id))
     decision.answer = Claim(operation_id, attempt, resumed)
     return decision
 
 
-def _attempt_started(operation_id: str, attempt: int, owner: Owner, reason: str) -> Draft:
-    fact = AttemptStarted(pid=owner.pid, host=owner.host, slot=owner.slot, reason=reason)
+def _attempt_started(operation_id: str, attempt: int, owner: Owner, reason: str, parent_id: str | None = None) -> Draft:
+    fact = AttemptStarted(pid=owner.pid, host=owner.host, slot=owner.slot, reason=reason, parent_id=parent_id)
     return draft(operation_id, attempt, fact)
 
 

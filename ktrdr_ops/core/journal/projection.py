@@ -22,7 +22,8 @@ INSERT INTO operations (operation_id, suffix, operation_type, key, parent_id, st
                         created_at, started_at, finished_at, first_position, last_position, state)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (operation_id) DO UPDATE SET
-  status = excluded.status, attempt = excluded.attempt, percentage = excluded.percentage, message = excluded.message,
+  parent_id = excluded.parent_id, status = excluded.status, attempt = excluded.attempt,
+  percentage = excluded.percentage, message = excluded.message,
   started_at = excluded.started_at, finished_at = excluded.finished_at, last_position = excluded.last_position,
   state = excluded.state
 """
@@ -82,6 +83,11 @@ class Projection:
     def latest_with_key(self, key: str) -> OperationState | None:
         """The operation that was last submitted with this key."""
         found = self._select("WHERE key = ? ORDER BY first_position DESC LIMIT 1", (key,))
+        return found[0] if found else None
+
+    def live_with_key(self, key: str) -> OperationState | None:
+        """The one that is recorded as live with this key; an index sees to it that there is one at most."""
+        found = self._select("WHERE key = ? AND status IN ('pending', 'running', 'cancelling')", (key,))
         return found[0] if found else None
 
     def live(self) -> Iterable[OperationState]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktrdr_ops.core.errors import KtrdrOpsError
@@ -40,6 +40,10 @@ class Memory:
     def latest_with_key(self, key):
         found = [state for state in self.states.values() if state.key == key]
         return found[-1] if found else None
+
+    def live_with_key(self, key):
+        found = [state for state in self.states.values() if state.key == key and state.live]
+        return found[0] if found else None
 
     def live(self):
         return [state for state in self.states.values() if state.live]
@@ -109,6 +113,7 @@ requests = st.one_of(
 )
 
 
+@settings(max_examples=300)
 @given(st.lists(requests, max_size=60))
 def test_the_rules_hold_whatever_is_asked_in_whatever_order(asked):
     memory = Memory()
