@@ -1,28 +1,49 @@
 """The embedded data host: the IB host service's contract over real HTTP.
 
-Business failures are HTTP 200 with ``success: false``. The span of a historical request is rounded down to whole days
-(up to 7), weeks (up to 365 days) or years and counted back from its end, then filtered to what was asked: the service
-that users run does so too, and a client has to ask in spans that survive it.
+Business failures are HTTP 200 with ``success: false``, a file that cannot be read among them. The span of a historical
+request is rounded down to whole days (up to 7), weeks (up to 365 days) or years and counted back from its end, then
+filtered to what was asked: the service that users run does so too, and a client has to ask in spans that survive it.
+Where bars came and the filter leaves none, the answer is an empty success; where none came, "No data returned".
+
+It listens on 127.0.0.1 and answers only those who call it so: a web page cannot read it under a name of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
+import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator
+from pydantic_core import PydanticCustomError
 
-from ktrdr_ops.hosts.series import Series, SeriesSource
+from ktrdr_ops.core.errors import InvalidValue
+from ktrdr_ops.hosts.series import COLUMNS, Series, SeriesSource, parse_time
 
 SERVICE = "ib-connector"
+_OWN_NAMES = frozenset({"127.0.0.1", "localhost"})
+_LONGEST_ECHO = 40
+
+
+def _moment(value: object) -> datetime:
+    if isinstance(value, str):
+        with suppress(ValueError, OverflowError):
+            return parse_time(value)
+    raise PydanticCustomError("datetime_parsing", "Input should be an ISO-8601 date or time")
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 
 class Historical(BaseModel):
@@ -30,8 +51,8 @@ class Historical(BaseModel):
 
     symbol: str
     timeframe: str
-    start: datetime
-    end: datetime
+    start: Moment
+    end: Moment
     instrument_type: Literal["STK", "CASH", "FUT"] | None = None
 
 
@@ -54,58 +75,93 @@ class DataHost:
         self.last_error: str | None = None
         self.began = time.monotonic()
         self.last_request = time.monotonic()
+        self.in_flight = 0
+        self.ending = False
 
-    def failure(self, error: str) -> dict[str, Any]:
-        """A business failure, counted."""
+    @contextmanager
+    def answering(self, path: str) -> Iterator[None]:
+        """Counts one request; the host is not idle until it is answered."""
+        self.requests += path.startswith("/data/")
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self.last_request = time.monotonic()
+
+    def idle(self) -> float:
+        """Seconds since the last answer; 0 while there is one to give."""
+        return 0.0 if self.in_flight else time.monotonic() - self.last_request
+
+    def failure(self, error: str) -> str:
+        """The text of a business failure, counted."""
         self.errors += 1
         self.last_error = error
-        return {"success": False, "data": None, "error": error, "rows": None}
+        return error
 
     async def historical(self, asked: Historical) -> dict[str, Any]:
         """Bars as a JSON text inside JSON."""
         self.historical_requests += 1
         if self.latency:
             await asyncio.sleep(self.latency)
-        symbol = asked.symbol.upper()
-        if not self.series.timeframes(symbol):
-            return self.failure(f"Symbol validation failed: Symbol {symbol} not found")
-        series = self.series.get(symbol, asked.timeframe)
+        try:
+            rows, data = await self._bars(asked)
+        except InvalidValue as error:
+            return {"success": False, "data": None, "error": self.failure(error.message), "rows": None}
+        return {"success": True, "data": data, "error": None, "rows": rows}
+
+    async def _bars(self, asked: Historical) -> tuple[int, str]:
+        """How many, and their text. Raises InvalidValue with the error that the client is told."""
+        symbol, start, end = asked.symbol.upper(), asked.start, asked.end
+        there = self.series.timeframes(symbol)
+        if not there:
+            raise InvalidValue(f"Symbol validation failed: Symbol {shown(symbol)} not found")
+        series = await asyncio.to_thread(self.series.get, symbol, asked.timeframe)
         if series is None:
-            there = ", ".join(self.series.timeframes(symbol))
-            return self.failure(f"This host has no {asked.timeframe} bars of {symbol}, only {there}")
-        start, end = _aware(asked.start), _aware(asked.end)
+            raise InvalidValue(f"This host has no {shown(asked.timeframe)} bars of {symbol}, only {', '.join(there)}")
+        if start > end:
+            raise InvalidValue(f"Start {start.isoformat()} is after end {end.isoformat()}")
         head = series.times[0] if series.times else None
         if head is not None and start < head:
-            return self.failure(
+            raise InvalidValue(
                 f"Data not available before {head.isoformat()}. Requested start: {start.isoformat()},"
                 f" Head timestamp: {head.isoformat()}"
             )
-        found = series.between(max(start, end - rounded_down(end - start)), end)
-        if not found:
-            return self.failure(f"No data returned for {symbol} {asked.timeframe}")
-        return {"success": True, "data": bars_text(series, found), "error": None, "rows": len(found)}
+        came = series.between(counted_back(end, rounded_down(end - start)), end)
+        if not came:
+            raise InvalidValue(f"No data returned for {symbol} {asked.timeframe}")
+        kept = range(max(came.start, series.between(start, end).start), came.stop)
+        return len(kept), await asyncio.to_thread(bars_text, series, kept)
 
     def validate(self, symbol: str, timeframes: list[str] | None) -> dict[str, Any]:
         """Whether there is such a symbol, and where its series begin."""
         symbol = symbol.upper()
         known = self.series.timeframes(symbol)
-        heads = {name: self._head(symbol, name) for name in (timeframes or known)}
+        contract = {"symbol": symbol, "asset_type": "STK", "exchange": "SMART", "currency": "USD"} if known else None
+        heads: dict[str, str | None] = {}
+        error = None
+        try:
+            heads = {name: self._head(symbol, name) for name in (timeframes or known)}
+        except InvalidValue as unreadable:
+            error = self.failure(unreadable.message)
         return {
-            "success": True,
-            "is_valid": bool(known),
-            "error_message": None if known else f"Symbol {symbol} not found",
-            "contract_info": {"symbol": symbol, "asset_type": "STK", "exchange": "SMART", "currency": "USD"}
-            if known
-            else None,
+            "success": error is None,
+            "is_valid": bool(known) and error is None,
+            "error_message": None if known else f"Symbol {shown(symbol)} not found",
+            "contract_info": contract,
             "head_timestamps": {name: head for name, head in heads.items() if head is not None},
-            "error": None,
+            "error": error,
         }
 
     def head_timestamp(self, symbol: str, timeframe: str) -> dict[str, Any]:
         """Where a series begins."""
-        head = self._head(symbol.upper(), timeframe)
-        error = None if head is not None else f"No head timestamp for {symbol.upper()} {timeframe}"
-        return {"success": head is not None, "timestamp": head, "error": error}
+        try:
+            head = self._head(symbol.upper(), timeframe)
+            if head is None:
+                raise InvalidValue(f"No head timestamp for {shown(symbol.upper())} {shown(timeframe)}")
+        except InvalidValue as error:
+            return {"success": False, "timestamp": None, "error": self.failure(error.message)}
+        return {"success": True, "timestamp": head, "error": None}
 
     def _head(self, symbol: str, timeframe: str) -> str | None:
         series = self.series.get(symbol, timeframe)
@@ -120,20 +176,31 @@ def rounded_down(span: timedelta) -> timedelta:
     return timedelta(days=days // 7 * 7) if days <= 365 else timedelta(days=days // 365 * 365)
 
 
-def bars_text(series: Series, found: range) -> str:
-    """``{"2026-01-05T14:30:00.000Z": {"open": …, "high": …, "low": …, "close": …, "volume": …}, …}``"""
-    names = ("open", "high", "low", "close", "volume")
-    return json.dumps(
-        {
-            series.times[index].strftime("%Y-%m-%dT%H:%M:%S.000Z"): dict(zip(names, series.rows[index], strict=True))
-            for index in found
-        },
-        separators=(",", ":"),
-    )
+def counted_back(end: datetime, span: timedelta) -> datetime:
+    """Where a request of that span begins; not before the year 1."""
+    earliest = datetime.min.replace(tzinfo=UTC)
+    return end - span if end - earliest > span else earliest
 
 
-def _aware(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+def bars_text(series: Series, kept: range) -> str:
+    """``{"2026-01-05T14:30:00.000Z": {"open": …, "high": …, "low": …, "close": …, "volume": …}, …}``; a missing value is
+    null, a whole volume an integer."""
+    bars = {}
+    for index in kept:
+        *prices, volume = series.rows[index]
+        values = [*map(_value, prices), int(volume) if volume.is_integer() else _value(volume)]
+        bars[series.times[index].strftime("%Y-%m-%dT%H:%M:%S.000Z")] = dict(zip(COLUMNS, values, strict=True))
+    return json.dumps(bars, separators=(",", ":"))
+
+
+def _value(number: float) -> float | None:
+    return None if math.isnan(number) else number
+
+
+def shown(text: str) -> str:
+    """What was asked, as an error repeats it: its beginning, in ASCII."""
+    ascii_text = text[:_LONGEST_ECHO].encode("ascii", "backslashreplace").decode()
+    return ascii_text + "..." * (len(text) > _LONGEST_ECHO)
 
 
 def create_app(series: SeriesSource, latency: float = 0.0) -> FastAPI:
@@ -143,31 +210,39 @@ def create_app(series: SeriesSource, latency: float = 0.0) -> FastAPI:
     app.state.host = host
 
     @app.middleware("http")
-    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        host.last_request = time.monotonic()
-        if request.url.path.startswith("/data/"):
-            host.requests += 1
-        return await call_next(request)
+    async def own_names_only(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.headers.get("host", "").partition(":")[0] not in _OWN_NAMES:
+            return Response("this host answers to 127.0.0.1 and localhost only", 403)
+        with host.answering(request.url.path):
+            return await call_next(request)
+
+    @app.exception_handler(RequestValidationError)
+    async def unprocessable(request: Request, error: RequestValidationError) -> Response:
+        # FastAPI's own handler repeats the input as UTF-8, which a lone surrogate has not; JSON escapes have it.
+        detail = json.dumps({"detail": jsonable_encoder(error.errors())})
+        return Response(detail, 422, media_type="application/json")
 
     _health_routes(app, host)
+    _data_routes(app, host)
+    return app
 
+
+def _data_routes(app: FastAPI, host: DataHost) -> None:
     @app.post("/data/historical")
     async def historical(asked: Historical) -> dict[str, Any]:
         return await host.historical(asked)
 
     @app.post("/data/validate")
-    async def validate(asked: Validate) -> dict[str, Any]:
+    def validate(asked: Validate) -> dict[str, Any]:
         return host.validate(asked.symbol, asked.timeframes)
 
     @app.get("/data/symbol-info/{symbol}")
-    async def symbol_info(symbol: str) -> dict[str, Any]:
+    def symbol_info(symbol: str) -> dict[str, Any]:
         return host.validate(symbol, None)
 
     @app.get("/data/head-timestamp")
-    async def head_timestamp(symbol: str, timeframe: str, instrument_type: str | None = None) -> dict[str, Any]:
+    def head_timestamp(symbol: str, timeframe: str, instrument_type: str | None = None) -> dict[str, Any]:
         return host.head_timestamp(symbol, timeframe)
-
-    return app
 
 
 def _health_routes(app: FastAPI, host: DataHost) -> None:
@@ -177,12 +252,13 @@ def _health_routes(app: FastAPI, host: DataHost) -> None:
 
     @app.get("/health/")
     async def gateway_health() -> dict[str, Any]:
+        running = {"service_running": not host.ending, "last_check": _now(), "embedded": True, "pid": os.getpid()}
         return {
             "healthy": True,
             "service": SERVICE,
             "timestamp": _now(),
             "ib_status": {"connected": True, "connection_count": 1},
-            "connection_info": {"service_running": True, "last_check": _now(), "embedded": True},
+            "connection_info": running,
             "error": None,
         }
 
@@ -217,7 +293,7 @@ def serve(
     idle_exit: float | None = None,
     ready: Callable[[int], None] = lambda port: None,
 ) -> None:
-    """Serve on 127.0.0.1 until Ctrl+C or SIGTERM, or for ``idle_exit`` seconds after the last request.
+    """Serve on 127.0.0.1 until Ctrl+C or SIGTERM, or for ``idle_exit`` seconds after the last answer.
 
     ``port=0`` takes a free one; ``ready`` is told which, once it answers. Raises OSError when the port is taken.
     """
@@ -257,9 +333,9 @@ async def _serve(
 @asynccontextmanager
 async def _idle_watch(server: uvicorn.Server, host: DataHost, idle_exit: float | None) -> AsyncIterator[None]:
     async def watch(seconds: float) -> None:
-        while (idle := time.monotonic() - host.last_request) < seconds:  # noqa: ASYNC110  # it sleeps until it may be time
+        while (idle := host.idle()) < seconds:  # noqa: ASYNC110  # it sleeps until it may be time
             await asyncio.sleep(seconds - idle)
-        server.should_exit = True
+        host.ending = server.should_exit = True
 
     watching = asyncio.ensure_future(watch(idle_exit)) if idle_exit is not None else None
     try:

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ktrdr_ops.core.errors import HostUnavailable
 IDLE_EXIT_SECONDS = 600.0
 START_SECONDS = 15.0
 _POLL_SECONDS = 0.02
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never asked through a proxy
 
 
 def ensure_data_host(folder: Path, *, latency: float | None = None, idle_exit: float = IDLE_EXIT_SECONDS) -> str:
@@ -70,9 +71,9 @@ def _running(state_file: Path) -> dict[str, Any] | None:
     """What the state file says, if that host answers as one of ours."""
     try:
         state: dict[str, Any] = json.loads(state_file.read_text())
-        with urllib.request.urlopen(f"http://127.0.0.1:{state['port']}/health/", timeout=2) as answer:
+        with _DIRECT.open(f"http://127.0.0.1:{state['port']}/health/", timeout=2) as answer:
             health = json.load(answer)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return None
     return state if health.get("connection_info", {}).get("embedded") else None
 
@@ -110,7 +111,7 @@ def _end(state: dict[str, Any]) -> None:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{state['port']}/health", timeout=1):
+            with _DIRECT.open(f"http://127.0.0.1:{state['port']}/health", timeout=1):
                 time.sleep(_POLL_SECONDS)
-        except (urllib.error.URLError, OSError):
+        except (OSError, HTTPException):
             return

@@ -18,7 +18,7 @@ from ktrdr_ops.core.journal.journal import Journal, open_journal
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__, "ktrdr_ops.core.journal.journal"])
 
-ENDS = {
+ENDS: dict[str, Completed | Failed | Cancelled] = {
     "completed": Completed(),
     "failed": Failed(code="x", message="m"),
     "cancelled": Cancelled(requested_by="me", reason="r"),

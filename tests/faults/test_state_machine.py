@@ -54,7 +54,7 @@ class JournalMachine(RuleBasedStateMachine):
     def start(self, key: str, digest: str) -> None:
         answer = self.client.call("start", key, digest)
         last = next((one for one in reversed(self.operations) if one.key == key), None)
-        if last is not None and last.status in LIVE:
+        if any(one.key == key and one.status in LIVE for one in self.operations):
             assert answer == "already_running"
         elif last is not None and last.status != "completed" and last.digest == digest:
             self._claimed(last, answer)
@@ -70,10 +70,9 @@ class JournalMachine(RuleBasedStateMachine):
     def resume(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.operations))
         answer = self.client.call("resume", one.operation_id)
-        same_key = [other for other in self.operations if other.key == one.key]
         if one.status == "completed":
             assert answer == "finished"
-        elif one.status in LIVE or same_key[-1].status in LIVE:
+        elif any(other.key == one.key and other.status in LIVE for other in self.operations):
             assert answer == "already_running"
         else:
             self._claimed(one, answer)

@@ -67,6 +67,17 @@ def test_one_that_was_killed_is_started_again(folder):
     assert first
 
 
+def test_a_proxy_of_the_environment_is_not_asked(folder, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert ensure_data_host(folder) == ensure_data_host(folder)
+
+
+def test_a_state_file_that_says_nonsense_is_replaced(folder):
+    folder.mkdir()
+    (folder / "data-host.json").write_text('{"pid": 1, "port": "no port", "latency": 0}')
+    assert httpx.get(f"{ensure_data_host(folder)}/health").status_code == 200
+
+
 def test_an_idle_one_ends(folder):
     ensure_data_host(folder, idle_exit=0.3)
     assert gone(pid_of(folder))
