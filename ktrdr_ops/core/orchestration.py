@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import inspect
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,20 +22,19 @@ import orjson
 
 from ktrdr_ops.core.artifacts import ObjectStore
 from ktrdr_ops.core.attempt import Attempt, left_by_earlier
+from ktrdr_ops.core.calling import called
 from ktrdr_ops.core.cancellation import CancellationSystem, CancellationToken
 from ktrdr_ops.core.clock import micros, moment
+from ktrdr_ops.core.ending import ended, shielded, stop_error, summary
 from ktrdr_ops.core.errors import (
     InvalidValue,
     JournalError,
-    JournalFull,
     JournalStopped,
     KtrdrOpsError,
     OperationCancelledException,
-    OperationFailed,
-    OperationInterrupted,
     OwnershipLost,
 )
-from ktrdr_ops.core.events import Cancelled, CancelRequested, Completed, Failed, Interrupted, Json, Submitted, payload
+from ktrdr_ops.core.events import Cancelled, CancelRequested, Completed, Failed, Interrupted, Json, Submitted
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.decisions import Cancel, Claim, Resume, Start
 from ktrdr_ops.core.journal.journal import Journal, open_journal
@@ -52,8 +50,6 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 0.25
 """How long a cancelled operation function may take to stop by itself before its task is cancelled."""
 _LAST_TRIES = 3
-FULL_RETRY_SECONDS = 1.0
-"""How often the terminal event is tried again while the journal's disk is full."""
 
 _ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 _MAX_ID = 120
@@ -269,25 +265,25 @@ class AsyncOrchestrationFramework:
     async def _run(self, attempt: Attempt, func: Callable[..., Any], summarise: Callable[[Any], Json] | None) -> Any:
         token = attempt.token
         try:
-            value = await self._supervise(attempt, _called(func, attempt))
-            result = _summary(value, summarise)
+            value = await self._supervise(attempt, called(func, attempt))
+            result = summary(value, summarise)
         except (OwnershipLost, JournalStopped):
             attempt.progress.end_operation("The journal refused this attempt")
             raise
         except (OperationCancelledException, asyncio.CancelledError) as error:
             if not token.is_cancelled():
                 token.cancel(str(error) or "its task was cancelled", "task")
-            await _shielded(self._stopped(attempt))
+            await shielded(self._stopped(attempt))
             if isinstance(error, asyncio.CancelledError):
                 raise
-            raise _stop_error(attempt, error) from None
+            raise stop_error(attempt, error) from None
         except Exception as error:  # whatever an operation function raises is recorded, then raised again
             try:
-                await _shielded(self._failed(attempt, error))
+                await shielded(self._failed(attempt, error))
             except JournalError as unwritten:
                 error.add_note(f"that it failed could not be journaled: {unwritten}")
             raise
-        await _shielded(_ended(attempt, Completed(result=result)))
+        await shielded(ended(attempt, Completed(result=result)))
         attempt.progress.complete_operation()
         return value
 
@@ -324,13 +320,13 @@ class AsyncOrchestrationFramework:
     async def _stopped(self, attempt: Attempt) -> None:
         token = attempt.token
         if token.interrupting:
-            await _ended(attempt, Interrupted(reason=token.reason or "told to go"))
+            await ended(attempt, Interrupted(reason=token.reason or "told to go"))
             attempt.progress.end_operation("Operation interrupted")
             return
         requested = token.requested_at
         latency = None if requested is None else (micros(attempt.now()) - micros(requested)) / 1000
         by, reason = token.requested_by or "caller", token.reason or "cancelled"
-        await _ended(attempt, Cancelled(requested_by=by, reason=reason, latency_ms=latency))
+        await ended(attempt, Cancelled(requested_by=by, reason=reason, latency_ms=latency))
         attempt.progress.end_operation("Operation cancelled")
 
     async def _failed(self, attempt: Attempt, error: Exception) -> None:
@@ -338,13 +334,13 @@ class AsyncOrchestrationFramework:
         document = error.document() if isinstance(error, KtrdrOpsError) else {}
         message = document.get("message") or f"{type(error).__name__}: {error}"
         details = error.details if isinstance(error, KtrdrOpsError) else {}
-        await _ended(
+        await ended(
             attempt,
             Failed(
                 code=str(document.get("code", "exception")),
                 message=str(strict(str(message)[:8000].encode("utf-8", "replace").decode(), "message")),
                 hint=document.get("hint"),
-                result=_summary(details.get("result"), None) if known else None,
+                result=summary(details.get("result"), None) if known else None,
             ),
         )
         if isinstance(error, KtrdrOpsError):
@@ -410,89 +406,3 @@ def _checked(operation: AsyncOperation) -> AsyncOperation:
     if operation.total_steps < 1:
         raise InvalidValue(f"an operation has at least one step, not {operation.total_steps}")
     return replace(operation, context=dict(operation.context))
-
-
-def _called(func: Callable[..., Any], attempt: Attempt) -> Coroutine[Any, Any, Any]:
-    arguments = (attempt.operation, attempt.progress, attempt.token, attempt)
-    given = arguments[: _how_many(func)]
-    if inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None)):  # noqa: B004  # an object whose __call__ is async
-        called: Coroutine[Any, Any, Any] = func(*given)
-        return called
-    return _in_thread(func, given)
-
-
-async def _in_thread(func: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-    value = await asyncio.to_thread(func, *given)
-    return await value if inspect.isawaitable(value) else value
-
-
-def _how_many(func: Callable[..., Any]) -> int:
-    """How many of its four arguments an operation function takes."""
-    kinds = [parameter.kind for parameter in inspect.signature(func).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return 4
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = sum(kind in positional for kind in kinds)
-    if not 2 <= taken <= 4:
-        raise InvalidValue("an operation function takes (operation, progress_manager[, cancellation_token[, attempt]])")
-    return taken
-
-
-def _summary(value: Any, summarise: Callable[[Any], Json] | None) -> Json:
-    if summarise is not None:
-        return strict(summarise(value), "result")
-    try:
-        return strict(value, "result")
-    except InvalidValue:
-        return {"type": type(value).__name__}
-
-
-def _stop_error(attempt: Attempt, error: BaseException) -> KtrdrOpsError:
-    operation_id = attempt.operation.operation_id
-    if attempt.token.interrupting:
-        return OperationInterrupted(
-            f"{operation_id} was interrupted: {attempt.token.reason}",
-            hint=f"Go on: ktrdr-ops resume {operation_id}",
-            operation_id=operation_id,
-        )
-    if isinstance(error, OperationCancelledException):
-        error.details["operation_id"] = operation_id
-        return error
-    return OperationFailed(str(error), operation_id=operation_id)
-
-
-async def _ended(attempt: Attempt, fact: Completed | Failed | Cancelled | Interrupted) -> None:
-    """State the terminal event. While the disk is full it is tried again, until there is room or the operation is told
-    to stop; then what could not be journaled is in the error. Raises OperationFailed."""
-    while True:
-        try:
-            return await attempt.end(fact)
-        except JournalFull as error:
-            if attempt.token.is_cancelled():
-                said = payload(fact).decode()
-                raise OperationFailed(
-                    f"{attempt.operation.operation_id} ended, but there was no room to journal it: {fact.type} {said}",
-                    hint=error.hint,
-                    operation_id=attempt.operation.operation_id,
-                ) from error
-            attempt.progress.end_operation(f"Waiting for room on the journal's disk to record: {fact.type}")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(attempt.token.wait(), FULL_RETRY_SECONDS)
-
-
-async def _shielded(statement: Coroutine[Any, Any, None]) -> None:
-    """Await a statement to the journal to its end, whatever happens to the task that makes it."""
-    task = asyncio.ensure_future(statement)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except Exception:  # raised below, from the task itself
-            break
-    task.result()
-    if cancelled is not None:
-        raise cancelled
