@@ -183,8 +183,8 @@ def counted_back(end: datetime, span: timedelta) -> datetime:
 
 
 def bars_text(series: Series, kept: range) -> str:
-    """``{"2026-01-05T14:30:00.000Z": {"open": …, "high": …, "low": …, "close": …, "volume": …}, …}``; a missing value is
-    null, a whole volume an integer."""
+    """``{"2026-01-05T14:30:00.000Z": {"open": …, "high": …, "low": …, "close": …, "volume": …}, …}``; a missing value
+    is null, a whole volume an integer."""
     bars = {}
     for index in kept:
         *prices, volume = series.rows[index]

@@ -1,7 +1,8 @@
 """The sandbox's hosts: each a process of its own that outlives the command which started it.
 
-Its pid and port stand in a state file in the sandbox's folder, where the next command finds it. Commands that start at
-once agree by a lock on a file beside it. A host that nobody has asked for ten minutes ends.
+Its pid and port stand in a state file in the sandbox's folder, where the next command finds it: it is that host if the
+answer at the port comes from that pid, and only such a one is ever ended. Commands that start at once agree by a lock
+on a file beside it. A host that nobody has asked for ten minutes ends.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from ktrdr_ops.core.errors import HostUnavailable
 
 IDLE_EXIT_SECONDS = 600.0
 START_SECONDS = 15.0
+LOCK_SECONDS = 2 * START_SECONDS
 _POLL_SECONDS = 0.02
+_ROOT = Path(__file__).parents[2]
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never asked through a proxy
 
 
@@ -32,13 +35,13 @@ def ensure_data_host(folder: Path, *, latency: float | None = None, idle_exit: f
     """The base URL of this sandbox's data host, which is started if it does not answer.
 
     One that runs with another ``latency`` (seconds; None: any will do) gives way to a new one. Raises HostUnavailable
-    with the end of its log when it does not come up within 15 s.
+    with the end of its log when it does not come up within 15 s, or when another command holds the lock for 30 s.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_file = folder / "data-host.json"
     with _alone(folder / "data-host.lock"):
         state = _running(state_file)
-        if state is not None and latency is not None and state["latency"] != latency:
+        if state is not None and latency is not None and state.get("latency") != latency:
             _end(state)
             state = None
         if state is None:
@@ -61,21 +64,37 @@ def stop_hosts(folder: Path) -> int:
 def _alone(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _locked(descriptor):
+            if time.monotonic() > deadline:
+                raise HostUnavailable(
+                    f"another command has been at the sandbox's host for {LOCK_SECONDS:g} s",
+                    hint=f"Is one of them stopped? It holds {path}.",
+                )
+            time.sleep(_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
 
 
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _running(state_file: Path) -> dict[str, Any] | None:
-    """What the state file says, if that host answers as one of ours."""
+    """What the state file says, if the host that wrote it answers and is not about to end."""
     try:
         state: dict[str, Any] = json.loads(state_file.read_text())
         with _DIRECT.open(f"http://127.0.0.1:{state['port']}/health/", timeout=2) as answer:
-            health = json.load(answer)
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+            said = json.load(answer)["connection_info"]
+        alive = said["embedded"] and said["service_running"] and said["pid"] == state["pid"]
+    except (OSError, HTTPException, ValueError, LookupError, TypeError):
         return None
-    return state if health.get("connection_info", {}).get("embedded") else None
+    return state if alive else None
 
 
 def _start(folder: Path, state_file: Path, latency: float, idle_exit: float) -> dict[str, Any]:
@@ -90,6 +109,7 @@ def _start(folder: Path, state_file: Path, latency: float, idle_exit: float) -> 
             stderr=output,
             start_new_session=True,
             cwd="/",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))},
         )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:

@@ -422,6 +422,14 @@ async def test_a_connection_that_the_host_closed_while_idle_costs_no_request() -
             await host.until(lambda h: h.gone == h.connections)
 
 
+@pytest.mark.parametrize("fault", [faulty.reset_at_once, faulty.closed_at_once])
+async def test_no_request_is_sent_twice_unasked_also_over_a_kept_connection(fault: faulty.Behaviour) -> None:
+    async with FaultyHost(GOOD, fault) as host, service(host.url, tries=1) as one:
+        await one.get("/x")
+        await failure(one)
+        assert len(host.requests) == 2
+
+
 async def test_a_pool_belongs_to_one_loop() -> None:
     async with FaultyHost(GOOD) as host, HttpPool() as pool:
         one = Service(host.url, pool=pool)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from ktrdr_ops.core.errors import HostUnavailable
+from ktrdr_ops.hosts import sandbox
 from ktrdr_ops.hosts.sandbox import ensure_data_host, stop_hosts
 
 START = "import sys; from pathlib import Path; from ktrdr_ops.hosts.sandbox import ensure_data_host; "
@@ -76,6 +81,59 @@ def test_a_state_file_that_says_nonsense_is_replaced(folder):
     folder.mkdir()
     (folder / "data-host.json").write_text('{"pid": 1, "port": "no port", "latency": 0}')
     assert httpx.get(f"{ensure_data_host(folder)}/health").status_code == 200
+
+
+def test_the_host_of_another_sandbox_at_the_port_is_neither_used_nor_ended(folder, tmp_path):
+    other = tmp_path / "other"
+    try:
+        theirs = ensure_data_host(other)
+        state = json.loads((other / "data-host.json").read_text())
+        bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        folder.mkdir()
+        (folder / "data-host.json").write_text(json.dumps({**state, "pid": bystander.pid}))
+        assert stop_hosts(folder) == 0
+        assert ensure_data_host(folder, latency=0.01) != theirs
+        assert httpx.get(f"{theirs}/health").status_code == 200
+        assert bystander.poll() is None
+        bystander.communicate(b"\n")
+    finally:
+        stop_hosts(other)
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"])
+def test_something_else_at_the_port_is_not_taken_for_the_host(folder, answer):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+
+        def reply() -> None:
+            connection, _ = stranger.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=reply, daemon=True)
+        thread.start()
+        folder.mkdir()
+        (folder / "data-host.json").write_text(json.dumps({"pid": os.getpid(), "port": port, "latency": 0.0}))
+        assert not ensure_data_host(folder).endswith(f":{port}")
+        thread.join(5)
+
+
+def test_a_lock_that_is_never_released_is_named(folder, monkeypatch):
+    monkeypatch.setattr(sandbox, "LOCK_SECONDS", 0.1)
+    folder.mkdir()
+    with (folder / "data-host.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(HostUnavailable, match="another command") as raised:
+            ensure_data_host(folder)
+    assert "data-host.lock" in str(raised.value.hint)
+
+
+def test_it_starts_from_a_checkout_that_only_the_working_folder_leads_to(folder, monkeypatch):
+    root = Path(sandbox.__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", ".")
+    command = [sys.executable, "-c", START + "print(ensure_data_host(Path(sys.argv[1])))", str(folder)]
+    assert subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.startswith("http://")
 
 
 def test_an_idle_one_ends(folder):
