@@ -7,6 +7,7 @@ and the attempt is told to stop.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -172,14 +173,13 @@ class Attempt:
     @asynccontextmanager
     async def waiting(self, reason: str, seconds: float | None = None) -> AsyncIterator[None]:
         """Say that the operation waits for something outside, for about so many seconds."""
-        began = self.now()
-        until = None if seconds is None else micros(began + timedelta(seconds=seconds))
+        began = time.monotonic()  # the clock may be set while it waits
+        until = None if seconds is None else micros(self.now() + timedelta(seconds=seconds))
         self._say(WaitStarted(reason=reason, until=until))
         try:
             yield
         finally:
-            waited = (self.now() - began).total_seconds()
-            self._say(WaitEnded(reason=reason, seconds=waited))
+            self._say(WaitEnded(reason=reason, seconds=time.monotonic() - began))
 
     def progressed(self, state: GenericProgressState) -> None:
         """Record a progress update (the progress manager's sink)."""

@@ -324,7 +324,8 @@ class AsyncOrchestrationFramework:
             attempt.progress.end_operation("Operation interrupted")
             return
         requested = token.requested_at
-        latency = None if requested is None else (micros(attempt.now()) - micros(requested)) / 1000
+        # Never negative: the clock may have been set back since, and it may be another process's.
+        latency = None if requested is None else max(micros(attempt.now()) - micros(requested), 0) / 1000
         by, reason = token.requested_by or "caller", token.reason or "cancelled"
         await ended(attempt, Cancelled(requested_by=by, reason=reason, latency_ms=latency))
         attempt.progress.end_operation("Operation cancelled")

@@ -125,8 +125,12 @@ class Child:
                 select.select([self._stdout], [], [], max(deadline - time.monotonic(), 0))
                 self._read()
             self.exit_code = self._server.ask({"wait": self.pid})
-            os.close(self._stdin)
         return self.exit_code
+
+    def forget(self) -> None:
+        """Close the pipes to what has ended: a child that it forked itself hears the end."""
+        os.close(self._stdin)
+        os.close(self._stdout)
 
     def kill(self) -> list[list[Any]]:
         """SIGKILL; gives what it had said and nobody had taken yet."""
@@ -157,7 +161,7 @@ class ForkServer:
         self._link.close()
         self._process.wait(PATIENCE)
         for child in self._children:
-            os.close(child.fileno())
+            child.forget()
 
     def fork(self, function: Callable[..., Any], *arguments: Any) -> Child:
         """Run a function (or coroutine function) in a new child; its arguments must be JSON."""
@@ -185,7 +189,7 @@ class ForkServer:
             if child.exit_code is None:
                 kept.append(child)
             else:
-                os.close(child.fileno())
+                child.forget()
         self._children = kept
 
 
