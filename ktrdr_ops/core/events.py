@@ -226,12 +226,20 @@ class JournalRecovered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """A copy was put in the place of the journal; a new incarnation begins."""
+    """A copy was put in the place of the journal; a new incarnation begins.
+
+    ``copied`` and ``anchored`` are heads (incarnation, position, hash): where the copy ended, and how far the history
+    that it replaced had come, as far as that is known. ``missing`` events of that history are in the kept file alone.
+    """
 
     type: ClassVar[str] = "restored"
     event_class: ClassVar[EventClass] = "note"
     version: ClassVar[int] = 1
     detail: str
+    copied: dict[str, Json] | None = None
+    anchored: dict[str, Json] | None = None
+    missing: int | None = None
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

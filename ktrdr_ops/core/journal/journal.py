@@ -7,6 +7,7 @@ locks of the first. Whoever opens it for writing first gives dead owners their `
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import threading
@@ -21,6 +22,7 @@ from ktrdr_ops.core.errors import (
     InvalidValue,
     JournalCorrupt,
     JournalError,
+    JournalFull,
     JournalRefused,
     KtrdrOpsError,
     OperationNotFound,
@@ -279,6 +281,12 @@ def _key(path: Path) -> tuple[int, str]:
     return os.getpid(), os.path.realpath(path)
 
 
+def is_open(path: Path) -> bool:
+    """Whether this process has the journal open."""
+    with _OPEN_GUARD:
+        return _key(path) in _OPEN
+
+
 def open_journal(
     path: Path | str, *, readonly: bool = False, clock: Clock = utc_now, gate_seconds: float = GATE_SECONDS
 ) -> Journal:
@@ -348,11 +356,9 @@ def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
         damage = _damage(path)
         if damage is not None:
             raise damage
-        fresh = not path.exists()
+        _make_private(path)
         connection = engine.connect(path)
         try:
-            if fresh:
-                os.chmod(path, 0o600)
             _bring_up_to_date(connection, path, lock)
         except BaseException:
             connection.close()
@@ -363,6 +369,18 @@ def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
     writer = Writer(connection, lambda: engine.connect(path), lock, clock, AnchorFile(path))
     writer.submit(Settle()).result()
     return Journal(path, lock, writer, clock, gate_seconds)
+
+
+def _make_private(path: Path) -> None:
+    """A new journal is this user's alone before SQLite opens it: what is killed in between leaves it so."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise JournalFull(f"no room for the journal {path}", hint="Free some space on that disk.") from error
+        raise JournalRefused(f"{path} cannot be made: {error.strerror}", hint="Check the folder and its disk.") from error
 
 
 def _damage(path: Path) -> JournalCorrupt | None:

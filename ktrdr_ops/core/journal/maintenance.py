@@ -31,7 +31,7 @@ async def backup(journal: Journal, target: Path) -> dict[str, Json]:
     target = await asyncio.to_thread(_checked, target)
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
-        await _copied(journal.path, temporary)
+        await copy_into(journal.path, temporary)
         report = await verify_file(temporary)
         if not report.ok:
             raise JournalCorrupt(
@@ -55,8 +55,11 @@ def _checked(target: Path) -> Path:
     return target
 
 
-async def _copied(path: Path, temporary: Path) -> None:
-    """The copy is in the thread's hands: when the caller is cancelled, it is told to end and waited for."""
+async def copy_into(path: Path, temporary: Path) -> None:
+    """A consistent copy of a database into a new file. Raises JournalRefused, JournalFull, JournalCorrupt.
+
+    The copy is in the thread's hands: when the caller is cancelled, it is told to end and waited for.
+    """
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:

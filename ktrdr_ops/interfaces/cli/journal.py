@@ -1,4 +1,4 @@
-"""``ktrdr-ops journal``: what the file is, whether it is whole, where it ends, and a copy of it."""
+"""``ktrdr-ops journal``: what the file is, whether it is whole, where it ends, a copy of it, and a copy put back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from ktrdr_ops.interfaces.cli.frame import CARE, Context, command, group
 from ktrdr_ops.interfaces.cli.screen import paint, safe
+from ktrdr_ops.interfaces.cli.stopping import author
 
 if TYPE_CHECKING:
     from ktrdr_ops.app import AsyncApp
@@ -28,6 +29,7 @@ def register(cli: typer.Typer) -> None:
     command(journal, "verify", help="Check every event, the table of operations, and all objects.")(_verify)
     command(journal, "head", help="Where the journal ends: the last position and its hash.")(_head)
     command(journal, "backup", help="Write a copy that is verified before it gets its name.")(_backup)
+    command(journal, "restore", help="Put a copy in the journal's place; what was there is kept beside it.")(_restore)
 
 
 def _info(context: Context) -> None:
@@ -84,7 +86,7 @@ def _verify(context: Context) -> int:
         )
     context.emit(report.document(), _report_text(report))
     if not report.ok:
-        context.say("  Nothing was changed. A good copy can be read instead: --journal COPY.")
+        context.say("  Nothing was changed. A good copy takes its place with: journal restore COPY")
     return 0 if report.ok else BROKEN
 
 
@@ -112,6 +114,21 @@ def _backup(
     walked = f"{counted(made['events'], 'event')} of {counted(made['operations'], 'operation')}"
     sign, path = paint("✓", "good"), safe(made["path"])
     context.emit(made, f"{sign} {path}: {walked}, {size_text(made['size'])}, verified")
+
+
+def _restore(context: Context, copy: Annotated[Path, typer.Argument(help="A copy that journal backup made.")]) -> None:
+    import asyncio
+
+    from ktrdr_ops.core.journal.restore import restore
+
+    done = asyncio.run(restore(context.settings.journal, copy, by=author()))
+    head, missing = done["head"]["position"], done["missing"]
+    lines = [f"{paint('✓', 'good')} {safe(done['path'])}: {counted(head - 1, 'event')} restored, verified"]
+    if missing:
+        lines.append(f"  {counted(missing, 'event')} that had been written after them: not in this copy")
+    if done["kept"] is not None:
+        lines.append(f"  What was there is kept: {safe(done['kept'])}")
+    context.emit(done, "\n".join(lines))
 
 
 @contextmanager

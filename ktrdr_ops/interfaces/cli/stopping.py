@@ -336,14 +336,15 @@ def note(
 
     async def write(app: AsyncApp) -> dict[str, Json]:
         operation_id = await history.find(app.journal, operation)
-        position = await app.note(operation_id, text, _author())
+        position = await app.note(operation_id, text, author())
         return {"operation_id": operation_id, "position": position, "text": text}
 
     written = over_journal(context, operation, write)
     context.emit(written, f"noted at position {written['position']:,}: {safe(written['operation_id'])}")
 
 
-def _author() -> str:
+def author() -> str:
+    """Who is typing; empty where the system does not say."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
