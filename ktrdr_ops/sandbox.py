@@ -54,11 +54,12 @@ def announced(settings: Settings) -> str | None:
 def announce(settings: Settings, port: int, latency: float) -> None:
     """Let the sandbox's commands find a data host that this process runs, instead of any other."""
     state_file = _state_file(settings)
-    state_file.parent.mkdir(parents=True, exist_ok=True)
+    state_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(state_file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # a command that is just starting a host holds it
         temporary = state_file.with_suffix(f".{os.getpid()}")
+        temporary.touch(mode=0o600)
         temporary.write_text(json.dumps({"pid": os.getpid(), "port": port, "latency": latency}))
         os.replace(temporary, state_file)
     finally:

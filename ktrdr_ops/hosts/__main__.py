@@ -13,6 +13,7 @@ from ktrdr_ops.hosts.series import SeriesSource
 
 def main() -> None:
     """Serve until idle, and say in the state file where."""
+    os.umask(0o077)  # what it writes is its user's alone
     parser = argparse.ArgumentParser(prog="python -m ktrdr_ops.hosts", description=__doc__)
     parser.add_argument("host", choices=["data"])
     parser.add_argument("--port", type=int, default=0)

@@ -37,7 +37,7 @@ def ensure_data_host(folder: Path, *, latency: float | None = None, idle_exit: f
     One that runs with another ``latency`` (seconds; None: any will do) gives way to a new one. Raises HostUnavailable
     with the end of its log when it does not come up within 15 s, or when another command holds the lock for 30 s.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     state_file = folder / "data-host.json"
     with _alone(folder / "data-host.lock"):
         state = _running(state_file)
@@ -101,6 +101,7 @@ def _start(folder: Path, state_file: Path, latency: float, idle_exit: float) -> 
     state_file.unlink(missing_ok=True)
     log = folder / "data-host.log"
     options = ["--latency", str(latency), "--idle-exit", str(idle_exit), "--state-file", str(state_file)]
+    log.touch(mode=0o600)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "ktrdr_ops.hosts", "data", *options],

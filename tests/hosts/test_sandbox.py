@@ -55,6 +55,11 @@ def test_four_commands_at_once_share_one_host_that_outlives_them(folder):
     assert httpx.get(f"{urls.pop()}/health").json()["healthy"]
 
 
+def test_what_it_writes_is_its_users_alone(folder):
+    ensure_data_host(folder)
+    assert {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir() if path.stat().st_mode & 0o077} == {}
+
+
 def test_the_next_command_finds_it_and_another_latency_replaces_it(folder):
     first = ensure_data_host(folder)
     assert ensure_data_host(folder) == first
