@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktrdr_ops.core.errors import InvalidValue, JournalCorrupt
+from ktrdr_ops.core.folders import make_folder, sync_folder
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.events import Json
@@ -49,6 +50,7 @@ class ObjectStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._made: set[Path] = set()
 
     def path(self, sha: str) -> Path:
         """Where the content lies (or would lie). Raises InvalidValue for what is no SHA-256."""
@@ -60,11 +62,18 @@ class ObjectStore:
         """Keep the content; on return it is on disk. Gives its SHA-256; storing it again changes nothing."""
         sha = hashlib.sha256(content).hexdigest()
         target = self.path(sha)
+        self._make(target.parent)
         if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == sha:
-            return sha
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_durably(target, content)
+            sync_folder(target.parent)  # whoever put it there may have been killed before its name was on the disk
+        else:
+            replace_durably(target, content)
         return sha
+
+    def _make(self, folder: Path) -> None:
+        if folder not in self._made or not folder.is_dir():
+            make_folder(self.root)
+            make_folder(folder)
+            self._made.add(folder)
 
     def read(self, sha: str) -> bytes:
         """The content. Raises JournalCorrupt when it is gone or no longer has this hash."""
@@ -91,8 +100,4 @@ def replace_durably(target: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(target.parent)

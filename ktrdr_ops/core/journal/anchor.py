@@ -28,6 +28,7 @@ import orjson
 
 from ktrdr_ops.core.errors import JournalCorrupt
 from ktrdr_ops.core.events import Json
+from ktrdr_ops.core.folders import sync_folder
 from ktrdr_ops.core.journal import engine
 from ktrdr_ops.core.journal.reader import file_identity
 
@@ -387,15 +388,6 @@ class AnchorFile:
         if not self._trouble:
             _log.warning("the journal's head anchor %s cannot be kept: %s", self._path, error.strerror)
         self._trouble = True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def anchor_anew(database: Path, head: Anchored) -> None:

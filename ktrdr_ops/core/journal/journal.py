@@ -28,6 +28,7 @@ from ktrdr_ops.core.errors import (
     OperationNotFound,
 )
 from ktrdr_ops.core.events import Event, Fact
+from ktrdr_ops.core.folders import make_folder
 from ktrdr_ops.core.journal import engine, guard, schema
 from ktrdr_ops.core.journal.anchor import HEALS, AnchorFile, check_before_opening, refusal
 from ktrdr_ops.core.journal.decisions import Request, Settle, draft
@@ -345,7 +346,8 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
 def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
     engine.check_file(path, writing=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            make_folder(path.parent, mode=0o700)
     except OSError as error:
         raise JournalRefused(
             f"the folder {path.parent} cannot be made: {error.strerror}", hint="Name another file with --journal."
@@ -380,7 +382,9 @@ def _make_private(path: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise JournalFull(f"no room for the journal {path}", hint="Free some space on that disk.") from error
-        raise JournalRefused(f"{path} cannot be made: {error.strerror}", hint="Check the folder and its disk.") from error
+        raise JournalRefused(
+            f"{path} cannot be made: {error.strerror}", hint="Check the folder and its disk."
+        ) from error
 
 
 def _damage(path: Path) -> JournalCorrupt | None:

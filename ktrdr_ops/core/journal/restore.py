@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from ktrdr_ops.core.clock import Clock, micros, utc_now
 from ktrdr_ops.core.errors import InvalidValue, JournalCorrupt, JournalError, JournalRefused
 from ktrdr_ops.core.events import Json, Restored, payload
+from ktrdr_ops.core.folders import sync_folder
 from ktrdr_ops.core.journal import engine, schema
-from ktrdr_ops.core.journal.anchor import Anchored, anchor_anew, read_anchor, sync_folder
+from ktrdr_ops.core.journal.anchor import Anchored, anchor_anew, read_anchor
 from ktrdr_ops.core.journal.integrity import chained, genesis
 from ktrdr_ops.core.journal.journal import GATE_SECONDS, is_open
 from ktrdr_ops.core.journal.maintenance import copy_into
