@@ -142,7 +142,7 @@ def test_it_starts_from_a_checkout_that_only_the_working_folder_leads_to(folder,
 
 
 def test_an_idle_one_ends(folder):
-    ensure_data_host(folder, idle_exit=0.3)
+    ensure_data_host(folder, idle_exit=2.0)
     assert gone(pid_of(folder))
 
 
