@@ -50,6 +50,8 @@ def load_sqlite(candidates: tuple[str, ...] = ("sqlite3", "pysqlite3")) -> Any:
 
 
 sqlite = load_sqlite()
+UNREADABLE: tuple[type[Exception], ...] = (sqlite.DatabaseError, UnicodeDecodeError)
+"""What reading a damaged file may raise: SQLite's own errors, or one for text that is none."""
 
 
 def connect(path: Path, *, readonly: bool = False, immutable: bool = False) -> Any:

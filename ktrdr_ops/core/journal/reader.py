@@ -59,7 +59,7 @@ class Reader:
             return [tuple(row) for row in await connection.execute_fetchall(sql, parameters)]
         except engine.sqlite.OperationalError as error:
             raise JournalError(f"the journal could not be read: {error}") from error
-        except engine.sqlite.DatabaseError as error:
+        except engine.UNREADABLE as error:
             raise JournalCorrupt(f"the journal is damaged: {error}", hint="ktrdr-ops journal verify") from error
 
     async def data_version(self) -> int:
