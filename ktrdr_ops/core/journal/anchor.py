@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import struct
 import time
 from dataclasses import dataclass
@@ -126,15 +127,19 @@ def anchor_path(database: Path) -> Path:
 
 
 def read_anchor(database: Path) -> Slots:
-    """What is anchored; nothing where there is no anchor, or none that may be read."""
+    """What is anchored; nothing where there is no anchor, and both slots damaged where it cannot be read."""
+    path = anchor_path(database)
     try:
-        descriptor = os.open(anchor_path(database), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _parsed(os.pread(descriptor, _SIZE, 0))
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
         return Slots()
-    try:
-        return _parsed(os.pread(descriptor, _SIZE, 0))
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        _log.warning("the journal's head anchor %s cannot be read: %s", path, error.strerror)
+        return Slots(damaged=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,7 @@ def _events(count: int) -> str:
 def standing(connection: Any, found: Slots) -> Standing:
     """How the database of this connection stands to the anchor, which must have been read before.
 
-    Raises the engine's DatabaseError for a file that cannot be read.
+    Raises what ``engine.UNREADABLE`` names for a file that cannot be read.
     """
     anchored = found.anchored
     execute = connection.execute
@@ -253,6 +258,8 @@ def check_before_opening(database: Path, connect: Any) -> Standing:
     found = read_anchor(database)
     anchored = found.anchored
     if anchored is None:
+        if found.damaged:
+            _log.warning("no slot of the head anchor of %s is whole: a missing end would not be noticed", database)
         return Standing("unanchored", None, 0, found.damaged)
     if not database.exists() or database.stat().st_size == 0:
         what = "is empty" if database.exists() else "is gone"
@@ -264,7 +271,7 @@ def check_before_opening(database: Path, connect: Any) -> Standing:
     connection = connect(database)
     try:
         stands = standing(connection, found)
-    except engine.sqlite.DatabaseError as error:
+    except engine.UNREADABLE as error:
         raise refusal(database, f"SQLite cannot read it ({error})", readable=False) from error
     finally:
         connection.close()
@@ -375,7 +382,8 @@ class AnchorFile:
 
     def _handle(self) -> int:
         if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            mode = stat.S_IMODE(os.stat(self._database).st_mode)  # whoever may read the journal may see where it ends
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
         return self._descriptor
 
     def _sync(self) -> None:
@@ -397,7 +405,8 @@ def anchor_anew(database: Path, head: Anchored) -> None:
     """
     slots = read_anchor(database)
     serial = 1 if slots.newest is None else slots.newest.serial + 1
-    descriptor = os.open(anchor_path(database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    mode = stat.S_IMODE(os.stat(database).st_mode)
+    descriptor = os.open(anchor_path(database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     try:
         for turn, slot in enumerate((slots.free, 1 - slots.free)):
             os.pwrite(descriptor, _packed(_Slot(serial + turn, True, head)), slot * _APART)

@@ -65,13 +65,16 @@ class Problem:
 
 
 class ChainCheck:
-    """Walks over a journal's events in their order and collects what is wrong with them."""
+    """Walks over a journal's events in their order and collects what is wrong with them.
+
+    ``incarnations``: where each begins and its name, in their order; of two that begin at one place the later counts.
+    """
 
     def __init__(self, position: int, previous: bytes, incarnations: list[tuple[int, bytes]]) -> None:
         self.position = position
         self.previous = previous
         self.problems: list[Problem] = []
-        self._incarnations = sorted(incarnations)
+        self._incarnations = incarnations
         self._sequences: dict[str, int] = {}
 
     def walk(self, events: Iterable[Event]) -> None:

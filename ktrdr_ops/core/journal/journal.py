@@ -398,7 +398,7 @@ def _damage(path: Path) -> JournalCorrupt | None:
 def _version(connection: Any, path: Path) -> str | None:
     try:
         return schema.version(connection)
-    except engine.sqlite.DatabaseError as error:
+    except engine.UNREADABLE as error:
         raise JournalRefused(
             f"{path} is not a journal: {error}", hint="Nothing was changed. Name another file with --journal."
         ) from error

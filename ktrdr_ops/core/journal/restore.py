@@ -159,7 +159,7 @@ def _replaced(path: Path) -> Anchored | None:
             found = _head(connection)
         finally:
             connection.close()
-    except (engine.sqlite.DatabaseError, TypeError):  # damaged or no journal: it is replaced whatever it holds
+    except engine.UNREADABLE:  # damaged, or no journal: it is replaced whatever it holds
         return None
     if found.position:
         anchor_anew(path, found)
@@ -167,9 +167,11 @@ def _replaced(path: Path) -> Anchored | None:
 
 
 def _head(connection: Any) -> Anchored:
-    name = connection.execute(_INCARNATION).fetchone()[0]
+    (name,) = connection.execute(_INCARNATION).fetchone() or (b"",)
     position, hashed = connection.execute(_HEAD).fetchone() or (0, bytes(32))
-    return Anchored(bytes(name), position, bytes(hashed))
+    if not isinstance(name, bytes) or not isinstance(hashed, bytes):
+        raise engine.sqlite.DatabaseError("the journal's own names are damaged")
+    return Anchored(name, position, hashed)
 
 
 def _check_schema(connection: Any, copy: Path) -> None:
@@ -191,7 +193,7 @@ def _same_journal(path: Path, connection: Any) -> None:
     standing = connect_for_reading(path)
     try:
         theirs = standing.execute("SELECT journal_id FROM journal").fetchone()
-    except engine.sqlite.DatabaseError:
+    except engine.UNREADABLE:
         return
     finally:
         standing.close()

@@ -130,7 +130,7 @@ async def _events_and_table(check: _Check, do: Callable[..., Any], on_progress: 
         while after is not None:
             after = await do(check.compare_page, after)
         await do(check.look_for_missing_rows)
-    except engine.sqlite.DatabaseError as error:
+    except engine.UNREADABLE as error:
         check.report_problem("database", None, None, f"SQLite cannot read on: {error}")
 
 
@@ -198,7 +198,7 @@ class _Check:
         """Where the chain begins; gives the position of the last event."""
         execute = self._connection.execute
         identity = execute("SELECT journal_id, archived_through, archived_hash FROM journal").fetchone()
-        incarnations = execute("SELECT from_position, name FROM incarnations").fetchall()
+        incarnations = execute("SELECT from_position, name FROM incarnations ORDER BY number").fetchall()
         if identity is None or not incarnations:
             self.report_problem("journal", None, None, "the journal's own id is missing")
         journal_id, self._archived, archived_hash = identity or ("", 0, None)
