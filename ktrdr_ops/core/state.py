@@ -91,8 +91,12 @@ class OperationState:
 
     @classmethod
     def restored(cls, stored: bytes) -> OperationState:
-        """The state that ``stored()`` gave."""
-        return cls(**orjson.loads(stored))
+        """The state that ``stored()`` gave; what a newer release keeps besides is passed over."""
+        said = orjson.loads(stored)
+        try:
+            return cls(**said)
+        except TypeError:
+            return cls(**{name: value for name, value in said.items() if name in cls.__dataclass_fields__})
 
 
 def _submitted(state: OperationState, fact: Submitted, event: Event) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Journal:
         return (0, None) if self._writer is None else self._writer.backlog
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until what was queued is on disk. False when the time is over."""
+        """Wait until what was queued is on disk. False when the time is over, or the writer has stopped."""
         return self._writer is None or self._writer.flush(timeout)
 
     def on_commit(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -368,9 +368,26 @@ def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
         lock.share()
     finally:
         lock.unlock_gate()
-    writer = Writer(connection, lambda: engine.connect(path), lock, clock, AnchorFile(path))
-    writer.submit(Settle()).result()
+    try:
+        writer = _settled(Writer(connection, lambda: engine.connect(path), lock, clock, AnchorFile(path)))
+    except BaseException as error:
+        connection.close()
+        lock.unshare()
+        if isinstance(error, engine.sqlite.OperationalError):
+            raise JournalError(f"{path} could not be read: {error}", hint="ktrdr-ops doctor") from error
+        if isinstance(error, engine.UNREADABLE):
+            raise JournalCorrupt(f"{path} is damaged: {error}", hint="ktrdr-ops journal verify") from error
+        raise
     return Journal(path, lock, writer, clock, gate_seconds)
+
+
+def _settled(writer: Writer) -> Writer:
+    try:
+        writer.submit(Settle()).result()
+    except BaseException:
+        writer.close()
+        raise
+    return writer
 
 
 def _make_private(path: Path) -> None:

@@ -1,15 +1,20 @@
-"""The schema's version, and how a journal gets there: alembic, in one transaction of our own, alone in the file.
+"""The schema's version, and how a journal gets there: a copy, then alembic, in one transaction of our own, alone in the
+file.
 
 Opening compares the version by hand, so that a journal which is up to date is opened without importing alembic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ktrdr_ops.core.errors import JournalFull, JournalRefused
+from ktrdr_ops.core.errors import JournalCorrupt, JournalError, JournalFull, JournalRefused
 from ktrdr_ops.core.journal import engine
 from ktrdr_ops.core.journal.ownership import LockFile
 
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
 
 HEAD = "0001"
 """The newest schema that this release knows."""
+_NO_COPY = "there is no room for the copy of the journal that is made before it is migrated"
+_FULL_HINT = "Free some space on that disk; nothing was changed."
+_STRUCTURE = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
 
 
 def version(connection: Any) -> str | None:
@@ -40,36 +48,112 @@ def is_newer(found: str) -> bool:
     return found > HEAD
 
 
-def migrate(connection: Any, lock: LockFile, found: str | None) -> None:
-    """Bring the journal to HEAD. The caller holds the gate. Nobody else may have an older journal open; an empty file
-    (``found`` is None) is open to nobody."""
-    if found is not None:
-        lock.take_share_alone()
+def migrate(connection: Any, lock: LockFile, found: str | None, *, scripts: Path | None = None) -> None:
+    """Bring the journal to the newest schema of ``scripts`` (this release's). The caller holds the gate. Nobody else
+    may have an older journal open; an empty file (``found`` is None) is open to nobody.
+
+    An older journal is copied first, to ``<its name>.before-<schema>`` beside it: a file of that name is whole, and
+    holds row for row what the journal held. Raises JournalRefused, JournalFull, JournalError; the journal is then as it
+    was.
+    """
+    config = _config(scripts or _scripts())
+    if found is None:
+        with _told("there is no room for a new journal", "the journal could not be made"):
+            upgrade(connection, config)
+        return
+    lock.take_share_alone()
     try:
-        upgrade(connection)
-    except engine.sqlite.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF == engine.sqlite.SQLITE_FULL:
-            raise JournalFull(
-                "no room for a new journal", hint="Free some space on that disk; nothing was started."
-            ) from error
+        copy_first(connection, _newest(config))
+        with _told("there is no room to migrate the journal", "the journal could not be migrated"):
+            upgrade(connection, config)
+    except BaseException:
+        lock.unshare()  # else whoever reads would wait for as long as this process lives
         raise
 
 
-def upgrade(connection: Any) -> None:
+def upgrade(connection: Any, config: Config) -> None:
     """Run the migrations over an open connection, all in one transaction: a kill leaves the old schema."""
     from alembic import command
 
     with _sqlalchemy(connection) as wrapped:
-        config = _config()
         config.attributes["connection"] = wrapped
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with _transaction(connection):
             command.upgrade(config, "head")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+
+
+@contextmanager
+def _transaction(connection: Any) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
         connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _told(full: str, failed: str) -> Iterator[None]:
+    """SQLite's errors as ours, also those that SQLAlchemy has wrapped."""
+    try:
+        yield
+    except Exception as error:  # SQLAlchemy is not imported to name its own: what is none of SQLite's goes on
+        cause = getattr(error, "orig", error)
+        if not isinstance(cause, engine.sqlite.Error):
+            raise
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF == engine.sqlite.SQLITE_FULL:
+            raise JournalFull(full, hint=_FULL_HINT) from error
+        raise JournalError(
+            f"{failed}: {cause}",
+            hint="Check the disk, then try again: the journal has the old schema, or all of the new.",
+        ) from error
+
+
+def copy_first(connection: Any, newest: str) -> None:
+    """Copy a journal that is about to be migrated, durably, and compare the copy with it. A copy that an earlier try
+    left is made anew: the journal may have been written since."""
+    path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+    target = path.with_name(f"{path.name}.before-{newest}")
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        with _told(_NO_COPY, "the journal could not be copied before its migration"):
+            connection.execute("VACUUM INTO ?", (str(partial),))
+            _compare(connection, partial)
+        _sync(partial)
+        os.replace(partial, target)
+        _sync(target.parent)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise JournalFull(_NO_COPY, hint=_FULL_HINT) from error
+        raise JournalError(f"{target} could not be made: {error.strerror}", hint="Nothing was changed.") from error
+
+
+def _compare(connection: Any, copy: Path) -> None:
+    """Raises JournalCorrupt unless the copy is sound and has the same structure and rows, whatever their schema."""
+    other = engine.sqlite.connect(f"{copy.as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        found = other.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise JournalCorrupt(f"the copy of the journal is damaged: {found}", hint="ktrdr-ops journal verify")
+        structure = connection.execute(_STRUCTURE).fetchall()
+        tables = [f'SELECT * FROM "{name}"' for kind, name, *_ in structure if kind == "table"]
+        for query in (_STRUCTURE, *tables):
+            pairs = zip_longest(connection.execute(query), other.execute(query))
+            if any(ours != theirs for ours, theirs in pairs):
+                raise JournalCorrupt("the copy of the journal is not the same", hint="ktrdr-ops journal verify")
+    finally:
+        other.close()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sqlalchemy(connection: Any) -> Connection:
@@ -84,13 +168,19 @@ def _sqlalchemy(connection: Any) -> Connection:
     return made.connect()
 
 
-def _config() -> Config:
+def _config(scripts: Path) -> Config:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
+
+
+def _newest(config: Config) -> str:
+    from alembic.script import ScriptDirectory
+
+    return str(ScriptDirectory.from_config(config).get_current_head())
 
 
 def _scripts() -> Path:
@@ -110,17 +200,13 @@ def migrate_from_command_line(config: Config, run: Callable[[Connection], None])
     lock.lock_gate()
     connection = engine.connect(path)
     try:
-        if version(connection) is not None:
+        found = version(connection)
+        if found is not None:
             lock.take_share_alone()
-        with _sqlalchemy(connection) as wrapped:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                run(wrapped)
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+            if found != _newest(config):
+                copy_first(connection, _newest(config))
+        with _sqlalchemy(connection) as wrapped, _transaction(connection):
+            run(wrapped)
     finally:
         connection.close()
         lock.unlock_gate()

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ktrdr_ops.core.artifacts import ObjectStore
 from ktrdr_ops.core.errors import JournalCorrupt
-from ktrdr_ops.core.events import ArtifactPublished, Checkpointed, Event, Json
+from ktrdr_ops.core.events import ArtifactPublished, Checkpointed, Event, Json, Opaque
 from ktrdr_ops.core.journal import engine, schema
 from ktrdr_ops.core.journal.anchor import Standing, read_anchor, standing
 from ktrdr_ops.core.journal.integrity import ChainCheck, Problem, genesis
@@ -146,6 +146,7 @@ class _Check:
         self._found: list[Problem] = []
         self._passed_over = 0
         self._archived = 0
+        self._newer = False
         self._states: dict[str, OperationState] = {}
         self._first: dict[str, int] = {}
         self._unfolded: set[str] = set()
@@ -180,7 +181,9 @@ class _Check:
             if line != "ok":
                 self.report_problem("database", None, None, str(line))
         names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master").fetchall()}
-        if schema.version(self._connection) == schema.HEAD:
+        found = schema.version(self._connection)
+        self._newer = found is not None and schema.is_newer(found)
+        if found == schema.HEAD:
             for missing in sorted(_RULES - names):
                 self.report_problem("schema", None, None, f"the rule {missing} has been removed")
 
@@ -302,6 +305,8 @@ class _Check:
         try:
             fact = event.fact
             self._states[operation_id] = fold(self._states.get(operation_id), event, fact)
+            if self._newer and isinstance(fact, Opaque):
+                self._unfolded.add(operation_id)  # the release that wrote it may know more of it than its class
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self._unfolded.add(operation_id)
             self.report_problem("event", event.position, operation_id, f"its content cannot be read: {error}")

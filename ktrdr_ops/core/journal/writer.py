@@ -34,7 +34,14 @@ from typing import Any
 from weakref import WeakSet
 
 from ktrdr_ops.core.clock import Clock, in_micros
-from ktrdr_ops.core.errors import JournalCorrupt, JournalError, JournalFull, JournalStopped, KtrdrOpsError
+from ktrdr_ops.core.errors import (
+    JournalCorrupt,
+    JournalError,
+    JournalFull,
+    JournalRefused,
+    JournalStopped,
+    KtrdrOpsError,
+)
 from ktrdr_ops.core.events import Event, JournalRecovered, Progressed
 from ktrdr_ops.core.journal import engine
 from ktrdr_ops.core.journal.anchor import Anchored, AnchorFile
@@ -136,7 +143,7 @@ class Writer:
         item = _Item(request, self._now(), size + _OVERHEAD, future)
         with self._guard:
             if self._stopped is not None or self._closing:
-                raise self._stopped or JournalError("the journal is closed")
+                raise self._stopped or JournalRefused("the journal is closed")
             if isinstance(request, Say):
                 self._last.pop(request.drafts[0].operation_id, None)  # what was said before it keeps its place
             self._enqueue(item)
@@ -149,12 +156,14 @@ class Writer:
             said = _with_skipped(said, self._skipped[said.operation_id])
         item = _Item(said, self._now(), len(said.payload) + _OVERHEAD, None, refused)
         with self._guard:
-            if self._stopped is not None or self._closing:
-                return
-            if self._bytes >= self._limit and self._replace_last(said):
-                return
-            self._last[said.operation_id] = item
-            self._enqueue(item)
+            stopped = self._stopped
+            if stopped is None and not self._closing:
+                if self._bytes >= self._limit and self._replace_last(said):
+                    return
+                self._last[said.operation_id] = item
+                self._enqueue(item)
+        if stopped is not None and refused is not None:
+            refused(stopped)
 
     def on_commit(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` (which must not block) after each commit; gives the function that ends it."""
@@ -162,9 +171,10 @@ class Writer:
         return lambda: self._listeners.remove(listener)
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that was queued before is written (or refused). False when the time is over."""
+        """Wait until all that was queued before is written (or refused). False when the time is over, or the writer has
+        stopped."""
         with self._guard:
-            return self._wake.wait_for(self._idle, timeout)
+            return self._wake.wait_for(self._idle, timeout) and self._stopped is None
 
     def _idle(self) -> bool:
         return self._stopped is not None or (not self._queue and not self._busy)
@@ -238,7 +248,7 @@ class Writer:
                 for item in batch:
                     self._write([item])
                 return
-            self._tell(batch, [JournalError(f"the journal refuses this event: {error}")])
+            self._tell(batch, [JournalRefused(f"the journal refuses this event: {error}")])
             return
         except engine.sqlite.Error as error:
             self._not_written(batch, error)
@@ -430,7 +440,7 @@ class Writer:
             batch = batch + list(self._queue)
             self._queue.clear()
             self._wake.notify_all()
-        waiting = [item for item in batch if item.future is not None and not item.future.done()]
+        waiting = [item for item in batch if item.future is None or not item.future.done()]
         self._tell(waiting, [stopped] * len(waiting))
 
 
