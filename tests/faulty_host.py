@@ -1,7 +1,7 @@
 """A host service on loopback that misbehaves as told: raw sockets, so that it can break what a framework would not.
 
-    async with FaultyHost(answers(b'{"ok": true}')) as host:          # one behaviour for every request, or several:
-    async with FaultyHost(reset_at_once, answers(b"{}")) as host:     # one a request in turn, the last one for the rest
+async with FaultyHost(answers(b'{"ok": true}')) as host:          # one behaviour for every request, or several:
+async with FaultyHost(reset_at_once, answers(b"{}")) as host:     # one a request in turn, the last one for the rest
 """
 
 from __future__ import annotations

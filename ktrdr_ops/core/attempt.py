@@ -10,7 +10,6 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -20,7 +19,7 @@ import orjson
 from ktrdr_ops.core.artifacts import Artifact, ObjectStore, Publication
 from ktrdr_ops.core.cancellation import CancellationToken
 from ktrdr_ops.core.clock import micros
-from ktrdr_ops.core.errors import KtrdrOpsError
+from ktrdr_ops.core.errors import JournalStopped, KtrdrOpsError, OwnershipLost
 from ktrdr_ops.core.events import (
     ArtifactPublished,
     Checkpointed,
@@ -48,24 +47,6 @@ T = TypeVar("T")
 RunChild = Callable[..., Awaitable[Json]]
 
 
-@dataclass(slots=True)
-class Left:
-    """What earlier attempts left: the values of completed steps, and the last checkpoint."""
-
-    steps: dict[str, Json] = field(default_factory=dict)
-    checkpoint: Checkpointed | None = None
-
-
-async def left_by_earlier(journal: Journal, claim: Claim) -> Left:
-    """What a resumed operation goes on from; nothing for a new one."""
-    if not claim.resumed:
-        return Left()
-    return Left(
-        await history.steps(journal, claim.operation_id),
-        await history.last_checkpoint(journal, claim.operation_id),
-    )
-
-
 class Attempt:
     """One process's try at an operation. Operation functions get it as their fourth argument."""
 
@@ -76,7 +57,6 @@ class Attempt:
         journal: Journal,
         token: CancellationToken,
         objects: ObjectStore,
-        left: Left,
         run_child: RunChild,
     ) -> None:
         self.operation = operation
@@ -86,9 +66,15 @@ class Attempt:
         self.objects = objects
         self.catalogue = Catalogue(journal)
         self.progress: GenericProgressManager
-        self._steps = left.steps
-        self._checkpoint = left.checkpoint
+        self._steps: dict[str, Json] = {}
+        self._checkpoint: Checkpointed | None = None
         self._run_child = run_child
+
+    async def take_over(self, claim: Claim) -> None:
+        """Learn what earlier attempts left: the values of completed steps, and the last checkpoint."""
+        if claim.resumed:
+            self._steps = await history.steps(self.journal, claim.operation_id)
+            self._checkpoint = await history.last_checkpoint(self.journal, claim.operation_id)
 
     @property
     def steps(self) -> Mapping[str, Json]:
@@ -114,7 +100,7 @@ class Attempt:
 
     async def complete_step(self, name: str, value: Json = None, *, publish: Sequence[Publication] = ()) -> None:
         """Record a step that was done, together with what it published, in one transaction. Durable on return."""
-        stored = strict(value, f"step {name}")
+        stored = strict(value, f"step {name}", secrets=False)
         facts = [_published(publication) for publication in publish]
         await self._state(*facts, StepCompleted(name=name, value=stored))
         self._steps[name] = stored
@@ -129,7 +115,7 @@ class Attempt:
 
     async def checkpoint(self, value: Json) -> None:
         """Keep state that a later attempt goes on from. Past 1 MiB it goes to the object store."""
-        stored = strict(value, "checkpoint", limit=1 << 40)
+        stored = strict(value, "checkpoint", limit=1 << 40, secrets=False)
         content = orjson.dumps(stored)
         large = len(content) > CHECKPOINT_BYTES - EVENT_BYTES
         fact = Checkpointed(object=self.objects.put(content)) if large else Checkpointed(value=stored)
@@ -198,6 +184,14 @@ class Attempt:
                 },
             )
         )
+
+    def is_over(self, error: Exception) -> bool:
+        """Whether an error says that this very attempt can state nothing more: it was taken over, or the writer is
+        gone. That a child was taken over is the child's affair."""
+        if isinstance(error, OwnershipLost):
+            lost = (error.details.get("operation_id"), error.details.get("attempt"))
+            return lost == (self.operation.operation_id, self.number)
+        return isinstance(error, JournalStopped)
 
     async def end(self, fact: Fact) -> None:
         """State the terminal event."""

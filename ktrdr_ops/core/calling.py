@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,12 @@ def called(func: Callable[..., Any], attempt: Attempt) -> Coroutine[Any, Any, An
 
 
 async def _in_thread(func: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-    value = await asyncio.to_thread(func, *given)
+    running = asyncio.ensure_future(asyncio.to_thread(func, *given))
+    while not running.done():
+        # A thread cannot be stopped from outside: it is told by its token, and waited for.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({running})
+    value = running.result()
     return await value if inspect.isawaitable(value) else value
 
 

@@ -173,6 +173,7 @@ class CancellationSystem:
         self._clock = clock
         self._lock = Lock()
         self._tokens: dict[str, CancellationToken] = {}
+        self._readable: dict[str, str] = {}
         self._nameless: WeakSet[CancellationToken] = WeakSet()
 
     def create_cancellation_token(self, operation_id: str | None = None) -> CancellationToken:
@@ -194,17 +195,20 @@ class CancellationSystem:
                 self._tokens[operation_id] = token
         return token
 
-    def name_token(self, token: CancellationToken, operation_id: str) -> None:
-        """A token that was made before its operation had an id is that operation's from now on."""
+    def name_token(self, token: CancellationToken, operation_id: str, readable: str | None = None) -> None:
+        """A token that was made before its operation had an id is that operation's from now on. The ``readable``
+        beginning of the id names the latest operation that has it."""
         token.operation_id = operation_id
         with self._lock:
             self._nameless.discard(token)
             self._tokens[operation_id] = token
+            if readable is not None:
+                self._readable[readable] = operation_id
 
     def get_token(self, operation_id: str) -> CancellationToken | None:
         """The live token of an operation."""
         with self._lock:
-            return self._tokens.get(operation_id)
+            return self._tokens.get(operation_id) or self._tokens.get(self._readable.get(operation_id, ""))
 
     def cancel_operation(self, operation_id: str, reason: str = "cancelled", requested_by: str = "caller") -> bool:
         """Tell one operation to stop. False if no such operation is live here; the first reason wins."""
@@ -226,3 +230,5 @@ class CancellationSystem:
         """The operation has ended: forget its token. An unknown id is no error."""
         with self._lock:
             self._tokens.pop(operation_id, None)
+            for readable in [name for name, whole in self._readable.items() if whole == operation_id]:
+                del self._readable[readable]

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.errors import (
     InvalidValue,
-    JournalFull,
+    JournalCorrupt,
+    JournalError,
+    JournalRefused,
+    JournalStopped,
     KtrdrOpsError,
     OperationCancelledException,
     OperationFailed,
@@ -49,20 +52,22 @@ def stop_error(attempt: Attempt, error: BaseException) -> KtrdrOpsError:
 
 
 async def ended(attempt: Attempt, fact: Completed | Failed | Cancelled | Interrupted) -> None:
-    """State the terminal event. While the disk is full it is tried again, until there is room or the operation is told
-    to stop; then what could not be journaled is in the error. Raises OperationFailed."""
+    """State the terminal event. While the disk is full, or the gate held, it is tried again until it can be written or
+    the operation is told to stop; then what could not be journaled is in the error. Raises OperationFailed."""
     while True:
         try:
             return await attempt.end(fact)
-        except JournalFull as error:
+        except JournalError as error:
+            if isinstance(error, JournalStopped | JournalCorrupt | JournalRefused):
+                raise
             if attempt.token.is_cancelled():
-                said = payload(fact).decode()
+                said = f"{fact.type} {payload(fact).decode()}"
                 raise OperationFailed(
-                    f"{attempt.operation.operation_id} ended, but there was no room to journal it: {fact.type} {said}",
+                    f"{attempt.operation.operation_id} ended, but it could not be journaled ({error}): {said}",
                     hint=error.hint,
                     operation_id=attempt.operation.operation_id,
                 ) from error
-            attempt.progress.end_operation(f"Waiting for room on the journal's disk to record: {fact.type}")
+            attempt.progress.end_operation(f"Waiting for the journal to record: {fact.type} ({error})")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(attempt.token.wait(), FULL_RETRY_SECONDS)
 

@@ -40,10 +40,13 @@ class GroupProvider(OperationProvider):
             raise InvalidValue(
                 f"a group has 1 to {MAX_CHILDREN} children", hint='children=[{"type": …, "parameters": {…}}]'
             )
-        validated = []
+        validated: list[Json] = []
         for child in children:
             provider = self._resolve(child["type"])
-            validated.append({"type": child["type"], "parameters": provider.validate(child["parameters"])})
+            asked = {"type": child["type"], "parameters": provider.validate(child["parameters"])}
+            if asked in validated:
+                raise InvalidValue(f"a group runs each operation once, and {child['parameters']} is in it twice")
+            validated.append(asked)
         return {"children": validated}
 
     def operation(self, parameters: Mapping[str, Json]) -> AsyncOperation:
@@ -74,6 +77,7 @@ class GroupProvider(OperationProvider):
         async def run(index: int) -> Json:
             child = children[index]
             async with room:
+                token.check_cancellation_point(operation.operation_id)
                 result = await attempt.run_child(
                     child["type"], progress_callback=board.follower(index), **child["parameters"]
                 )

@@ -21,26 +21,27 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ktrdr_ops.core.artifacts import ObjectStore
-from ktrdr_ops.core.attempt import Attempt, left_by_earlier
+from ktrdr_ops.core.attempt import Attempt
 from ktrdr_ops.core.calling import called
 from ktrdr_ops.core.cancellation import CancellationSystem, CancellationToken
 from ktrdr_ops.core.clock import micros, moment
 from ktrdr_ops.core.ending import ended, shielded, stop_error, summary
 from ktrdr_ops.core.errors import (
+    AmbiguousOperation,
     InvalidValue,
     JournalError,
-    JournalStopped,
+    KeyIsLive,
     KtrdrOpsError,
     OperationCancelledException,
-    OwnershipLost,
+    OperationNotFound,
 )
 from ktrdr_ops.core.events import Cancelled, CancelRequested, Completed, Failed, Interrupted, Json, Submitted
 from ktrdr_ops.core.journal import history
-from ktrdr_ops.core.journal.decisions import Cancel, Claim, Resume, Start
+from ktrdr_ops.core.journal.decisions import Cancel, Claim, Resume, Say, Start, draft
 from ktrdr_ops.core.journal.journal import Journal, open_journal
 from ktrdr_ops.core.journal.watch import CancelWatch
 from ktrdr_ops.core.progress import GenericProgressManager, GenericProgressState, ProgressRenderer
-from ktrdr_ops.core.redaction import strict
+from ktrdr_ops.core.redaction import REDACTED, strict
 from ktrdr_ops.core.task_manager import AsyncTaskManager
 
 if TYPE_CHECKING:
@@ -78,12 +79,14 @@ class AsyncOperation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
-    """How to begin: ``fresh`` starts anew, ``resume`` names the operation to go on with, ``steal`` takes it over."""
+    """How to begin: ``fresh`` starts anew, ``resume`` names the operation to go on with, ``steal`` takes it over;
+    ``after`` resumes only if this is still its last attempt."""
 
     fresh: bool = False
     resume: str | None = None
     steal: bool = False
     reason: str = "resumed"
+    after: int | None = None
 
 
 def digest(parameters: Mapping[str, Json]) -> str:
@@ -139,16 +142,15 @@ class AsyncOrchestrationFramework:
         """
         how = how or How()
         operation = _checked(operation)
-        token = (
-            self.cancellation_system.create_cancellation_token()
-        )  # before the claim: a signal may come at any moment
-        claim = await self._claim(operation, how)
+        readable = operation.operation_id
+        # The token is made before the claim: a signal may come at any moment.
+        token = self.cancellation_system.create_cancellation_token()
+        claim = await self._claim_whole(operation, how)
         operation = replace(operation, operation_id=claim.operation_id)
-        self.cancellation_system.name_token(token, claim.operation_id)
+        self.cancellation_system.name_token(token, claim.operation_id, readable)
         self._watch.add(claim.operation_id, claim.position, self._canceller(token))
         try:
-            left = await left_by_earlier(self.journal, claim)
-            attempt = Attempt(operation, claim, self.journal, token, self.objects, left, self._run_child)
+            attempt = Attempt(operation, claim, self.journal, token, self.objects, self._run_child)
             progress = self.progress_manager.bound(
                 renderer=progress_renderer,
                 sink=attempt.progressed,
@@ -158,7 +160,7 @@ class AsyncOrchestrationFramework:
             )
             attempt.progress = progress
             progress.start_operation(operation)
-            return await self._run(attempt, operation_func, summarise)
+            return await self._run(attempt, claim, operation_func, summarise)
         finally:
             self._watch.remove(claim.operation_id)
             self.cancellation_system.cleanup_token(claim.operation_id)
@@ -190,11 +192,18 @@ class AsyncOrchestrationFramework:
         *,
         steal: bool = False,
         reason: str = "resumed",
+        after: int | None = None,
         progress_callback: ProgressCallback | None = None,
     ) -> Any:
-        """Another attempt at an operation, with the parameters that it was asked with."""
+        """Another attempt at an operation, with the parameters that it was asked with. With ``after``, raises
+        OwnershipLost where that is no longer its last attempt."""
         asked = await history.submitted(self.journal, operation_id)
-        how = How(resume=operation_id, steal=steal, reason=reason)
+        if REDACTED in orjson.dumps(asked.parameters).decode():
+            raise InvalidValue(
+                f"{operation_id} was started with a secret, which the journal does not keep",
+                hint="Start it again with the same parameters: that goes on with it.",
+            )
+        how = How(resume=operation_id, steal=steal, reason=reason, after=after)
         return await self.run(
             asked.operation_type,
             asked.parameters,
@@ -206,14 +215,16 @@ class AsyncOrchestrationFramework:
     async def cancel_operation(
         self, operation_id: str, reason: str = "cancelled", requested_by: str = "caller"
     ) -> bool:
-        """Ask an operation to stop, wherever it runs. Gives True when the request is recorded, False for an unknown id;
-        raises OperationFinished when it is over."""
+        """Ask an operation to stop, wherever it runs; its id, or any unique beginning of it. Gives True when the
+        request is recorded, False for an unknown id; raises OperationFinished when it is over."""
+        token = self.cancellation_system.get_token(operation_id)
         try:
-            await self.journal.append(Cancel(operation_id, requested_by, reason, self.journal.owner()))
-        except KtrdrOpsError as error:
-            if error.code == "not_found":
-                return False
-            raise
+            whole = token.operation_id if token is not None else await history.find(self.journal, operation_id)
+            await self.journal.append(Cancel(whole or operation_id, requested_by, reason, self.journal.owner()))
+        except OperationNotFound as error:
+            if isinstance(error, AmbiguousOperation):
+                raise
+            return False
         return True
 
     def interrupt_all(self, reason: str) -> int:
@@ -234,10 +245,27 @@ class AsyncOrchestrationFramework:
             await self.journal.aclose()
             self._temporary.cleanup()
 
+    async def _claim_whole(self, operation: AsyncOperation, how: How) -> Claim:
+        """The claim; when the caller is cancelled meanwhile, what was claimed is ended: nobody would run it."""
+        if how.steal and how.resume is not None and self.cancellation_system.get_token(how.resume) is not None:
+            raise KeyIsLive(f"{how.resume} runs in this process", hint="Cancel it instead.", operation_id=how.resume)
+        claiming = asyncio.ensure_future(self._claim(operation, how))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await shielded(self._give_back(claiming))
+            raise
+
+    async def _give_back(self, claiming: asyncio.Task[Claim]) -> None:
+        with contextlib.suppress(KtrdrOpsError):
+            claim = await claiming
+            fact = Cancelled(requested_by="task", reason="its task was cancelled while it began")
+            await self.journal.append(Say((draft(claim.operation_id, claim.attempt, fact),)))
+
     async def _claim(self, operation: AsyncOperation, how: How) -> Claim:
         owner = self.journal.owner()
         if how.resume is not None:
-            resumed: Claim = await self.journal.append(Resume(how.resume, owner, how.steal, how.reason))
+            resumed: Claim = await self.journal.append(Resume(how.resume, owner, how.steal, how.reason, how.after))
             return resumed
         parameters = strict(operation.context if operation.parameters is None else operation.parameters)
         estimate = operation.estimated_duration
@@ -262,14 +290,14 @@ class AsyncOrchestrationFramework:
 
         return cancel
 
-    async def _run(self, attempt: Attempt, func: Callable[..., Any], summarise: Callable[[Any], Json] | None) -> Any:
+    async def _run(
+        self, attempt: Attempt, claim: Claim, func: Callable[..., Any], summarise: Callable[[Any], Json] | None
+    ) -> Any:
         token = attempt.token
         try:
+            await attempt.take_over(claim)
             value = await self._supervise(attempt, called(func, attempt))
             result = summary(value, summarise)
-        except (OwnershipLost, JournalStopped):
-            attempt.progress.end_operation("The journal refused this attempt")
-            raise
         except (OperationCancelledException, asyncio.CancelledError) as error:
             if not token.is_cancelled():
                 token.cancel(str(error) or "its task was cancelled", "task")
@@ -278,6 +306,9 @@ class AsyncOrchestrationFramework:
                 raise
             raise stop_error(attempt, error) from None
         except Exception as error:  # whatever an operation function raises is recorded, then raised again
+            if attempt.is_over(error):
+                attempt.progress.end_operation("The journal refused this attempt")
+                raise
             try:
                 await shielded(self._failed(attempt, error))
             except JournalError as unwritten:
@@ -304,7 +335,9 @@ class AsyncOrchestrationFramework:
         except asyncio.CancelledError:
             token.cancel("its task was cancelled", "task")
             task.cancel()
-            await asyncio.wait({task})
+            while not task.done():  # its cleanup is waited for, however often the caller is cancelled
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({task})
             raise
         finally:
             stop.cancel()
@@ -357,6 +390,7 @@ class AsyncOrchestrationFramework:
         parameters: Mapping[str, Any],
         callback: ProgressCallback | None = None,
     ) -> Json:
+        parent.token.check_cancellation_point(parent.operation.operation_id)
         provider = self.resolve(operation_type)
         operation = provider.operation(provider.validate(parameters))
         parent_id = parent.operation.operation_id

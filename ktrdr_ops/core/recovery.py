@@ -71,12 +71,19 @@ async def recover(
     async def one(state: OperationState) -> Outcome:
         async with room:
             try:
-                await framework.resume(state.operation_id, reason="recovered", progress_callback=progress_callback)
+                await framework.resume(
+                    state.operation_id,
+                    reason="recovered",
+                    after=state.attempt,  # whatever became of it since, another process has resumed it
+                    progress_callback=progress_callback,
+                )
             except (KeyIsLive, OwnershipLost) as error:
                 return Outcome(state.operation_id, "taken", str(error))
             except KtrdrOpsError as error:
                 status = framework.journal.status(await framework.journal.state(state.operation_id))
                 return Outcome(state.operation_id, status, str(error))
+            except Exception as error:  # one operation's own failure must not end the recovery of the others
+                return Outcome(state.operation_id, "failed", f"{type(error).__name__}: {error}")
             return Outcome(state.operation_id, "completed", "")
 
     outcomes = await asyncio.gather(*(one(planned.state) for planned in plans if planned.resume))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from datetime import date, datetime
+from itertools import islice
 from math import isfinite
 from pathlib import PurePath
 from typing import Any
@@ -25,6 +26,7 @@ from ktrdr_ops.core.events import Checkpointed, Fact, Json, Progressed, payload
 EVENT_BYTES = 64 * 1024
 CHECKPOINT_BYTES = 1024 * 1024
 DEPTH = 64
+_NODES = 20_000
 REDACTED = "[redacted]"
 
 _SECRET = re.compile(
@@ -48,10 +50,12 @@ def redact_text(text: str) -> str:
     return _IN_TEXT.sub(REDACTED, text)
 
 
-def strict(value: Any, what: str = "parameters", *, limit: int = EVENT_BYTES) -> Json:
-    """The value as JSON, secrets redacted. Raises InvalidValue for what JSON cannot say, for more than ``limit`` bytes
-    and for a depth over 64."""
-    cleaned = _strict(value, what, 0)
+def strict(value: Any, what: str = "parameters", *, limit: int = EVENT_BYTES, secrets: bool = True) -> Json:
+    """The value as JSON. Secrets are redacted, or (``secrets=False``, for what must come back whole) refused.
+
+    Raises InvalidValue for what JSON cannot say, for more than ``limit`` bytes and for a depth over 64.
+    """
+    cleaned = _strict(value, what, 0, secrets)
     size = len(orjson.dumps(cleaned))
     if size > limit:
         raise InvalidValue(
@@ -61,7 +65,7 @@ def strict(value: Any, what: str = "parameters", *, limit: int = EVENT_BYTES) ->
     return cleaned
 
 
-def _strict(value: Any, what: str, depth: int) -> Json:
+def _strict(value: Any, what: str, depth: int, secrets: bool) -> Json:
     if depth > DEPTH:
         raise InvalidValue(f"{what}: nested deeper than {DEPTH} levels", hint="Flatten it.")
     match value:
@@ -70,24 +74,36 @@ def _strict(value: Any, what: str, depth: int) -> Json:
         case int():
             if not -(2**63) <= value < 2**63:
                 raise InvalidValue(f"{what}: {value} does not fit into 64 bits")
-            return value
+            return int(value)
         case float():
-            return value if isfinite(value) else {"$float": repr(value)}
+            return float(value) if isfinite(value) else {"$float": repr(float(value))}
         case str():
             return _strict_text(value, what)
         case Mapping():
             return {
-                _strict_text(key, what): REDACTED if is_secret(str(key)) else _strict(inner, f"{what}.{key}", depth + 1)
-                for key, inner in value.items()
+                _strict_text(key, what): _strict_value(key, inner, what, depth, secrets) for key, inner in value.items()
             }
         case list() | tuple():
-            return [_strict(inner, f"{what}[{index}]", depth + 1) for index, inner in enumerate(value)]
+            return [_strict(inner, f"{what}[{index}]", depth + 1, secrets) for index, inner in enumerate(value)]
         case datetime() | date():
             return value.isoformat()
         case PurePath():
             return _strict_text(str(value), what)
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return _strict(value.item(), what, depth, secrets)
     raise InvalidValue(
         f"{what}: a {type(value).__name__} cannot be stored", hint="Use text, numbers, lists and mappings."
+    )
+
+
+def _strict_value(key: Any, value: Any, what: str, depth: int, secrets: bool) -> Json:
+    if not is_secret(str(key)):
+        return _strict(value, f"{what}.{key}", depth + 1, secrets)
+    if secrets:
+        return REDACTED
+    raise InvalidValue(
+        f"{what}: {key!r} is a secret's name, and what is kept here can never be forgotten",
+        hint="Read the secret anew in each attempt; if it is none, give it another name.",
     )
 
 
@@ -127,9 +143,7 @@ def _progress(fact: Progressed) -> tuple[Fact, bytes]:
         kind = type(value)
         if (kind in _PLAIN or (kind is float and isfinite(value))) and (key in _safe_names or _is_safe(key)):
             continue
-        context = {
-            _text(key): REDACTED if is_secret(str(key)) else _lenient(value, 0) for key, value in context.items()
-        }
+        context = {_text(key): REDACTED if is_secret(_text(key)) else _lenient(value) for key, value in context.items()}
         break
     message = fact.message
     if _may_hold_credentials(message):
@@ -174,7 +188,7 @@ def _shrunk(fact: Progressed) -> Progressed:
     context = fact.context
     for key, value in sorted(context.items(), key=lambda pair: len(_described(pair[1]))):
         text = _text(key)[:200]
-        cleaned = _lenient(value, 0)
+        cleaned = _lenient(value)
         size = len(orjson.dumps(cleaned)) + len(text)
         if size <= room:
             smaller[text] = cleaned
@@ -188,39 +202,54 @@ def _shrunk(fact: Progressed) -> Progressed:
     return replace(fact, context=smaller, message=_text(fact.message)[:4000])
 
 
-def _lenient(value: Any, depth: int) -> Json:
+def _lenient(value: Any) -> Json:
+    """The value as JSON whatever it is. Large ones cost no more than _NODES steps."""
+    try:
+        return _said(value, 0, [_NODES])
+    except Exception:  # a stranger's object may raise anything from any method, and progress must not fail for it
+        return _marker("cannot be read", value)
+
+
+def _said(value: Any, depth: int, room: list[int]) -> Json:
+    room[0] -= 1
     if depth > DEPTH:
         return _marker("nested too deep", value)
+    if room[0] < 0:
+        return _marker("too large", value)
     match value:
         case None | bool():
             return value
         case str():
             return redact_text(_text(value))
         case int():
-            return value if -(2**63) <= value < 2**63 else _marker("too large a number", value)
+            return int(value) if -(2**63) <= value < 2**63 else _marker("too large a number", value)
         case float():
-            return value if isfinite(value) else {"$float": repr(value)}
+            return float(value) if isfinite(value) else {"$float": repr(float(value))}
         case Mapping():
             return {
-                _text(key): REDACTED if is_secret(str(key)) else _lenient(inner, depth + 1)
-                for key, inner in value.items()
+                _text(key): REDACTED if is_secret(_text(key)) else _said(inner, depth + 1, room)
+                for key, inner in _first(value.items(), room)
             }
         case list() | tuple() | set() | frozenset():
-            return [_lenient(inner, depth + 1) for inner in value]
+            return [_said(inner, depth + 1, room) for inner in _first(value, room)]
         case datetime() | date():
             return value.isoformat()
-    return _foreign(value, depth)
+    return _foreign(value, depth, room)
 
 
-def _foreign(value: Any, depth: int) -> Json:
+def _first(values: Iterable[Any], room: list[int]) -> Iterable[Any]:
+    """The values, up to one more than there is room for: that one becomes the marker."""
+    return islice(values, max(room[0], 0) + 1)
+
+
+def _foreign(value: Any, depth: int, room: list[int]) -> Json:
     """Values of numpy and pandas, known by what they offer; the rest is described."""
+    if getattr(value, "size", 1) > room[0]:
+        return _marker("too large", value)
     for method in ("tolist", "isoformat"):
         convert = getattr(value, method, None)
         if callable(convert):
-            try:
-                return _lenient(convert(), depth + 1)
-            except (TypeError, ValueError, RecursionError):
-                break
+            return _said(convert(), depth + 1, room)
     return _marker("cannot be stored", value)
 
 

@@ -28,6 +28,7 @@ from ktrdr_ops.core.errors import (
 )
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.decisions import Resume
+from ktrdr_ops.core.journal.history import Filter
 from ktrdr_ops.core.orchestration import AsyncOperation, AsyncOrchestrationFramework, How
 from ktrdr_ops.core.progress import GenericProgressManager, ProgressRenderer
 from ktrdr_ops.core.replay import replay
@@ -505,6 +506,113 @@ async def test_a_kill_9_leaves_an_operation_that_the_same_start_finishes(tmp_pat
     assert second.stdout.count("ran") == 5
 
 
+async def test_a_start_whose_caller_is_cancelled_is_not_left_running(framework):
+    async def work(operation, progress):
+        await asyncio.sleep(3600)
+
+    for number in range(40):
+        task = asyncio.ensure_future(framework.execute_operation(operation(f"work_{number}"), work))
+        for _ in range(number % 8):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    page = await history.list_operations(framework.journal, Filter(status="running"))
+    assert page.states == []
+
+
+async def test_a_thread_that_is_cancelled_has_ended_before_it_is_said_so(framework):
+    at_work = threading.Event()
+    ended = threading.Event()
+
+    def work(operation, progress, token):
+        at_work.set()
+        token_wait = 0
+        while token_wait < 60:
+            threading.Event().wait(0.01)
+            token_wait += 1
+        ended.set()
+        token.check_cancellation_point()
+
+    running = asyncio.ensure_future(framework.execute_operation(operation(), work))
+    await asyncio.to_thread(at_work.wait, 10)
+    await framework.cancel_operation("work")
+    with pytest.raises(OperationCancelledException):
+        await running
+    assert ended.is_set()
+
+
+async def test_a_lost_child_fails_its_parent_and_leaves_no_operation_running(framework):
+    async def parent(operation, progress):
+        raise OwnershipLost("attempt 1 of work_child is over", operation_id="work_child", attempt=1)
+
+    with pytest.raises(OwnershipLost):
+        await framework.execute_operation(operation(), parent)
+    assert (await last_state(framework)).status == "failed"
+
+
+async def test_an_operation_is_cancelled_by_its_readable_id(framework):
+    async def work(operation, progress, token):
+        await token.sleep(3600)
+
+    running = asyncio.ensure_future(framework.execute_operation(operation("data_work"), work))
+    await until(lambda: framework.tasks.running)
+    assert framework.cancellation_system.cancel_operation("data_work")
+    with pytest.raises(OperationCancelledException):
+        await running
+    assert framework.cancellation_system.cancel_operation("data_work") is False
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "step"])
+async def test_what_must_come_back_whole_is_never_redacted(framework, what):
+    async def work(operation, progress, token, attempt):
+        if what == "checkpoint":
+            await attempt.checkpoint({"page_token": "abc"})
+        else:
+            await attempt.step("page", lambda: {"page_token": "abc"})
+
+    with pytest.raises(InvalidValue, match="secret's name"):
+        await framework.execute_operation(operation(), work)
+
+
+async def test_numbers_of_numpy_are_numbers_wherever_they_are_given(framework):
+    import numpy
+
+    async def work(operation, progress, token, attempt):
+        progress.update_progress(1, "loss", context={"loss": numpy.float64(0.5), "rows": numpy.int32(3)})
+        await attempt.checkpoint({"loss": numpy.float64(0.25)})
+        return {"loss": numpy.float64(1.5), "rows": numpy.int64(7)}
+
+    await framework.execute_operation(operation(), work)
+    assert (await last_state(framework)).result == {"loss": 1.5, "rows": 7}
+    contexts = [event.fact.context async for event in framework.journal.read_all() if event.type == "progressed"]
+    assert contexts == [{"loss": 0.5, "rows": 3}]
+
+
+async def test_progress_survives_objects_that_raise_or_are_huge(framework):
+    import numpy
+
+    class Hostile(dict):
+        def items(self):
+            raise RuntimeError("no")
+
+    class Nameless:
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    nested: list = [1]
+    for _ in range(40):
+        nested = [nested, nested]
+    hostile = {"h": Hostile(), "big": numpy.zeros(1_000_000), "nested": nested, Nameless(): 1}
+
+    async def work(operation, progress):
+        began = time.monotonic()
+        progress.update_progress(1, "hostile", context=hostile)
+        return time.monotonic() - began
+
+    assert await framework.execute_operation(operation(), work) < 1.0
+    assert "progressed" in await types_of(framework)
+
+
 def fill(journal) -> None:
     """No page more for the journal's file, as on a full disk."""
     connection = journal._writer._connection
@@ -539,7 +647,7 @@ async def test_with_a_full_disk_progress_is_kept_and_the_result_recorded_when_th
         return {"done": True}
 
     running = asyncio.ensure_future(framework.execute_operation(operation(), work))
-    await until(lambda: any("Waiting for room" in message for message in shown.messages))
+    await until(lambda: any("Waiting for the journal" in message for message in shown.messages))
     assert framework.journal.backlog[0] > 0, "the counter that people are shown"
     make_room(framework.journal)
     assert await running == {"done": True}
@@ -553,9 +661,9 @@ async def test_a_result_that_cannot_be_journaled_is_in_the_error_of_who_must_go(
         return {"rows": ["x" * 100] * 300}
 
     running = asyncio.ensure_future(framework.execute_operation(operation(), work))
-    await until(lambda: any("Waiting for room" in message for message in shown.messages))
+    await until(lambda: any("Waiting for the journal" in message for message in shown.messages))
     framework.interrupt_all("signal SIGTERM")
-    with pytest.raises(OperationFailed, match="no room to journal it: completed") as raised:
+    with pytest.raises(OperationFailed, match=r"could not be journaled \(there is no room left.*completed") as raised:
         await running
     assert '"rows"' in raised.value.message
     assert raised.value.exit_code == 1

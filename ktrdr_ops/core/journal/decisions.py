@@ -104,12 +104,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Another attempt at an operation. ``steal`` takes it from an owner that lives."""
+    """Another attempt at an operation. ``steal`` takes it from an owner that lives; ``after`` is the last attempt that
+    the caller knows of: where there has been another since, it is refused."""
 
     operation_id: str
     owner: Owner
     steal: bool = False
     reason: str = "resumed"
+    after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,8 @@ def _fence(said: Draft, view: View) -> None:
         raise OwnershipLost(
             f"attempt {said.attempt} of {said.operation_id} is over: it is {state.status}, attempt {state.attempt}",
             hint=f"See what happened: ktrdr-ops show {said.operation_id}",
+            operation_id=said.operation_id,
+            attempt=said.attempt,
         )
 
 
@@ -201,6 +205,11 @@ def _resume(request: Resume, view: View) -> Decision:
         raise OperationFinished(
             f"{state.operation_id} is completed; there is nothing left to do",
             hint=f"Its result: ktrdr-ops show {state.operation_id}",
+        )
+    if request.after is not None and state.attempt != request.after:
+        raise OwnershipLost(
+            f"{state.operation_id} was taken up by another process: it is {state.status}, attempt {state.attempt}",
+            hint=f"See what happened: ktrdr-ops show {state.operation_id}",
         )
     decision = Decision()
     holder = view.live_with_key(state.key)

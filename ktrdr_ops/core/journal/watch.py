@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ktrdr_ops.core.events import CancelRequested, load
-from ktrdr_ops.core.journal import engine
 from ktrdr_ops.core.journal.journal import Journal
 from ktrdr_ops.core.journal.reader import connect_for_reading
 
@@ -69,18 +68,17 @@ class CancelWatch:
             thread.join(1.0)
 
     def _run(self, ended: threading.Event) -> None:
-        connection = connect_for_reading(self._journal.path)
-        try:
-            while not ended.wait(POLL_SECONDS):
-                try:
-                    told = self._look(connection)
-                except engine.sqlite.Error as error:
-                    self._say("cancel requests cannot be read: %s", error)
-                    continue
-                for (after, handler), (position, _, type_, class_, stored_version, payload, at) in told:
+        connection: Any = None
+        while not ended.wait(POLL_SECONDS):
+            try:
+                connection = connection or connect_for_reading(self._journal.path)
+                for (after, handler), row in self._look(connection):
+                    position, _, type_, class_, stored_version, payload, at = row
                     if position > after:
                         handler(_asked(load(type_, class_, stored_version, payload)), at)
-        finally:
+            except Exception as error:  # a cancel must get through, whatever went wrong at one look
+                self._say("cancel requests cannot be read: %s", error)
+        if connection is not None:
             connection.close()
 
     def _look(self, connection: Any) -> list[tuple[tuple[int, Handler], tuple[Any, ...]]]:

@@ -10,9 +10,10 @@ again. When COMMIT itself raises, what became of the batch is unknown: the write
 append raises.
 
 That is the last resort, though. A COMMIT that raised may have reached the page cache and not the disk, so looking its
-events up proves nothing. The connection is closed and made anew, the log is checkpointed and emptied (which writes and
-syncs afresh), and in a new transaction either a note follows the events that are there, or the batch is appended again:
-only *that* COMMIT acknowledges. Only when that fails too, the writer stops.
+events up proves nothing. The log is written again as it can be read, and synced; the connection is closed and made
+anew, and in a new transaction either a note follows the events that are there, or the batch is appended again: only
+*that* COMMIT acknowledges. Only when that fails too, the writer stops. Until it has succeeded, a mark in the lock file
+tells every other process to write the log again before it appends anything.
 
 The queue is bounded by bytes. When it is full, a progress event takes the place of its operation's last queued one (and
 counts it as skipped); where there is none it is let in. Nobody is ever blocked by progress.
@@ -30,6 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -49,6 +51,7 @@ from ktrdr_ops.core.journal.decisions import Claim, Decision, Draft, Note, Reque
 from ktrdr_ops.core.journal.integrity import chained, genesis
 from ktrdr_ops.core.journal.ownership import LockFile
 from ktrdr_ops.core.journal.projection import Projection
+from ktrdr_ops.core.journal.relog import write_log_again
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class Writer:
         self._connection = connection
         self._reconnect = reconnect
         self._lock = lock
+        self._database = Path(str(lock.path).removesuffix(".lock"))
         self._anchor = anchor
         self._now = in_micros(clock)
         self._limit = queue_bytes
@@ -261,6 +265,8 @@ class Writer:
     def _transaction(self, batch: list[_Item]) -> list[Any]:
         self._lock.lock_gate()
         try:
+            if self._lock.doubted:
+                self._make_good()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 answers, rows = self._decide(batch)
@@ -306,11 +312,11 @@ class Writer:
         """Find out, under the gate, what became of a batch whose COMMIT raised; gives its answers, or raises again."""
         _log.error("COMMIT raised: %s; finding out what became of %d events", unknown, len(rows))
         try:
+            self._lock.doubt()
+            write_log_again(self._database)
             self._connection.close()
             self._connection = self._reconnect()
             self._projection = Projection(self._connection, self._lock.alive)
-            if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise unknown
             self._connection.execute("BEGIN IMMEDIATE")
             kept = [row for row in rows if self._is_there(row)]
             if not kept:
@@ -324,9 +330,18 @@ class Writer:
             self._connection.executemany(_INSERT, noted)
             self._projection.flush()
             self._connection.execute("COMMIT")
-        except engine.sqlite.Error as error:
+            self._lock.trust()
+        except (engine.sqlite.Error, OSError) as error:
             raise _CommitUnknown(f"{unknown}, then {error}") from error
         return answers
+
+    def _make_good(self) -> None:
+        """A COMMIT of some process raised, and it could not find out more: let the log be what it seems to be."""
+        try:
+            write_log_again(self._database)
+            self._lock.trust()
+        except OSError as error:
+            raise engine.sqlite.OperationalError(f"a sync had failed, and again: {error.strerror}") from error
 
     def _is_there(self, row: tuple[Any, ...]) -> bool:
         found = self._connection.execute("SELECT hash FROM events WHERE position = ?", (row[0],)).fetchone()
