@@ -55,7 +55,8 @@ async def tailer(path: str, after: list[Any] | None, number: int) -> None:
         journal = await asyncio.to_thread(open_journal, Path(path), readonly=random_.random() < 0.5)
         incarnation = (await journal.head()).incarnation
         left = random_.randrange(1, 20_000)
-        async with aclosing(journal.tail(after=Head(*after) if after else 0)) as events:
+        tail: Any = journal.tail(after=Head(*after) if after else 0)
+        async with aclosing(tail) as events:
             async for event in events:
                 after = [incarnation, event.position, event.hash.hex()]
                 say(*after)
