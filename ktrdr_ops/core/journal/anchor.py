@@ -272,7 +272,8 @@ def check_before_opening(database: Path, connect: Any) -> Standing:
     try:
         stands = standing(connection, found)
     except engine.UNREADABLE as error:
-        raise refusal(database, f"SQLite cannot read it ({error})", readable=False) from error
+        damaged = refusal(database, f"SQLite cannot read it ({error})", readable=False)
+        raise engine.disk_failed(error, database) or damaged from error
     finally:
         connection.close()
     if stands.state == "behind" and stands.head == 0:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ktrdr_ops.core.errors import InvalidValue, JournalFull, JournalRefused
+from ktrdr_ops.core.errors import InvalidValue, JournalError, JournalFull, JournalRefused
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "smbfs", "cifs", "smb2", "smb3", "9p", "afs", "fuse.sshfs", "drvfs", "afpfs", "webdav"}
@@ -52,6 +52,18 @@ def load_sqlite(candidates: tuple[str, ...] = ("sqlite3", "pysqlite3")) -> Any:
 sqlite = load_sqlite()
 UNREADABLE: tuple[type[Exception], ...] = (sqlite.DatabaseError, UnicodeDecodeError)
 """What reading a damaged file may raise: SQLite's own errors, or one for text that is none."""
+
+
+def disk_failed(error: Exception, path: Path) -> JournalError | None:
+    """The error to raise where the disk failed, or the room on it; None where it is what the file holds. A journal that
+    is whole must not be called damaged, or somebody puts an older copy in its place."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite.SQLITE_FULL:
+        return JournalFull(f"no room for the journal {path}", hint="Free some space on that disk.")
+    no_log = code == sqlite.SQLITE_CANTOPEN and not Path(f"{os.path.realpath(path)}-wal").exists()
+    if code == sqlite.SQLITE_IOERR or no_log:
+        return JournalError(f"{path} could not be read: {error}", hint="Is its disk full, or failing? ktrdr-ops doctor")
+    return None
 
 
 def connect(path: Path, *, readonly: bool = False, immutable: bool = False) -> Any:

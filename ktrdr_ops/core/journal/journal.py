@@ -373,10 +373,9 @@ def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
     except BaseException as error:
         connection.close()
         lock.unshare()
-        if isinstance(error, engine.sqlite.OperationalError):
-            raise JournalError(f"{path} could not be read: {error}", hint="ktrdr-ops doctor") from error
         if isinstance(error, engine.UNREADABLE):
-            raise JournalCorrupt(f"{path} is damaged: {error}", hint="ktrdr-ops journal verify") from error
+            damaged = JournalCorrupt(f"{path} is damaged: {error}", hint="ktrdr-ops journal verify")
+            raise engine.disk_failed(error, path) or damaged from error
         raise
     return Journal(path, lock, writer, clock, gate_seconds)
 
@@ -416,9 +415,10 @@ def _version(connection: Any, path: Path) -> str | None:
     try:
         return schema.version(connection)
     except engine.UNREADABLE as error:
-        raise JournalRefused(
+        foreign = JournalRefused(
             f"{path} is not a journal: {error}", hint="Nothing was changed. Name another file with --journal."
-        ) from error
+        )
+        raise engine.disk_failed(error, path) or foreign from error
 
 
 def _bring_up_to_date(connection: Any, path: Path, lock: LockFile) -> None:

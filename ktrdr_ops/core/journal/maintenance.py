@@ -39,8 +39,11 @@ async def backup(journal: Journal, target: Path) -> dict[str, Json]:
                 hint="No backup was made. See them all: ktrdr-ops journal verify",
             )
         await asyncio.to_thread(_name, temporary, target)
+    except OSError as error:
+        raise JournalError(f"{target} could not be made: {error.strerror}", hint="Name another folder.") from error
     finally:
-        await asyncio.to_thread(temporary.unlink, missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what is to be told
+            await asyncio.to_thread(temporary.unlink, missing_ok=True)
     return {"path": str(target), "size": _size(target), **report.document()}
 
 

@@ -74,10 +74,8 @@ def at_every_call(
         figures.ends[_end(ran)] += 1
         figures.refusals += Counter(str(line["code"]) for line in ran.told if "refused" in line)
         figures.acknowledged += sum(len(line.get("acked", ())) for line in ran.told)
-        figures.bad += [f"{cycle} {replace(fault, at=at)} {ran.fired[:1]}: {wrong}" for wrong in _wrong(ran)]
-        figures.bad += [
-            f"{cycle} {replace(fault, at=at)} {ran.fired[:1]}: {wrong}" for wrong in server.check(cycle, folder, ran)
-        ]
+        found = [*_wrong(ran, fault), *server.check(cycle, folder, ran)]
+        figures.bad += [f"{cycle} {replace(fault, at=at)} {ran.fired[:1]}: {wrong}" for wrong in found]
     return figures
 
 
@@ -86,7 +84,7 @@ def _end(ran: Ran) -> str:
     return f"raised {raised[0]}" if raised else ran.ended
 
 
-def _wrong(ran: Ran) -> Iterable[str]:
+def _wrong(ran: Ran, fault: Fault) -> Iterable[str]:
     if ran.ended == "SIGALRM":
         yield "it hung"
     if ran.ended not in ("ok", "raised", "SIGKILL", "SIGALRM"):
@@ -94,3 +92,5 @@ def _wrong(ran: Ran) -> Iterable[str]:
     for line in ran.told:
         if line.get("clear") is False:
             yield f"an error that names itself to nobody: {line['raised']}: {line['text']}"
+        if line.get("raised") == "journal_corrupt" and not fault.reads:
+            yield f"a failing disk is called a damaged journal: {line['text']}"
