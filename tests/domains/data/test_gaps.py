@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_ops.domains.data.engine.bars import times
-from ktrdr_ops.domains.data.engine.calendar import complete_until, micros, periods
+from ktrdr_ops.domains.data.engine.calendar import complete_until, micros, moment, periods
 from ktrdr_ops.domains.data.engine.gaps import Span, gaps, missing_periods, united
 from ktrdr_ops.domains.data.engine.timeframes import timeframe
 from tests.domains.data.data_host import daily
@@ -28,6 +28,10 @@ CALENDAR = periods("TEST", DAY, NOW)
 BARS = times(daily("2010-01-04", "2013-03-01"))
 NOTHING = np.empty(0, dtype="int64")
 ALL = Span(day("2010-01-04"), NOW)
+
+
+def moment_of(position):
+    return moment(BARS[position])
 
 
 def found(mode, stored, asked=ALL, known=(), frame=DAY, calendar=CALENDAR):
@@ -69,6 +73,31 @@ def test_what_was_answered_before_is_not_asked_for_again():
     assert spans == [Span(day("2011-01-01"), NOW)]
     later = BARS[micros(day("2012-01-03")) <= BARS]
     assert found("backfill", later, known=[Span(day("2010-01-01"), day("2012-01-03"))]) == []
+
+
+def test_what_is_asked_for_beyond_a_covered_stretch_reaches_back_to_stored_bars():
+    stored = BARS[:300]  # up to 2011-03-11
+    covered = Span(day("2010-01-04"), day("2011-06-01"))
+    [near] = found("full", stored, known=[covered])
+    assert (micros(near.start), near.end) == (BARS[295], NOW)
+    far = Span(day("2010-01-04"), day("2012-06-01"))
+    overlap, rest = found("full", stored, known=[far])
+    assert (micros(overlap.start), micros(overlap.end)) == (BARS[295], BARS[299] + 86_400_000_000)
+    assert rest == Span(day("2012-06-01"), NOW)
+
+
+def test_a_gap_inside_reaches_over_a_covered_stretch_on_each_side():
+    stored = np.concatenate([BARS[:300], BARS[400:]])
+    covered = [Span(moment_of(300), moment_of(330)), Span(moment_of(370), moment_of(400))]
+    [gap] = found("full", stored, known=covered)
+    assert micros(gap.start) == BARS[295]
+    assert micros(gap.end) == BARS[404] + 86_400_000_000
+
+
+def test_after_the_last_bar_only_what_was_not_answered_is_asked_for():
+    answered = Span(day("2011-12-31"), NOW)
+    [gap] = found("full", BARS[:300], known=[answered])
+    assert (micros(gap.start), gap.end) == (BARS[295], answered.start)
 
 
 def test_gaps_that_one_request_can_hold_are_one():

@@ -163,6 +163,18 @@ async def test_two_price_scales_are_not_glued_by_a_backfill_either(app, host, ba
         await load(app, mode="backfill")
 
 
+async def test_two_price_scales_are_not_glued_by_a_full_load_either(opened, host):
+    longer = daily("2010-01-04", "2013-06-28")
+    async with opened() as app:
+        await load(app)
+    host.bars["TEST", "1d"] = longer * [0.5, 0.5, 0.5, 0.5, 2.0]
+    async with opened(as_of="2013-06-01") as app:
+        with pytest.raises(SeriesRevised, match="5 stored bars"):
+            await load(app)
+        host.bars["TEST", "1d"] = longer
+        assert len(await load(app, end="2013-05-31")) == len(part_of(longer, "2010-01-01", "2013-06-01"))
+
+
 async def test_local_asks_nobody(app, host):
     with pytest.raises(NothingStored, match="nothing is stored of TEST 1d"):
         await load(app, mode="local")

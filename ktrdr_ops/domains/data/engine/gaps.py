@@ -2,9 +2,9 @@
 
 A period (see ``calendar``) is missing when the market traded, no bar of it is stored, and no earlier request covered
 it: an answer without bars is an answer, too. Missing periods that follow one another are one gap; a gap reaches over
-the closed days beside it, so that bars on a Sunday evening are not lost. Where a gap touches stored bars it reaches
-over up to five of them: those are asked for again, and if they come back different the two sides do not have the same
-prices.
+the closed days beside it, so that bars on a Sunday evening are not lost. Up to five of the stored bars on each side of a
+gap are asked for again, also beyond a stretch that was answered without bars: if they come back different the two sides
+do not have the same prices.
 """
 
 from __future__ import annotations
@@ -100,36 +100,53 @@ def _grouped(positions: Times, asked: Span, periods: Periods) -> list[Span]:
 
 
 def _around(asked: Span, stored: Times, known: Sequence[Span], periods: Periods, timeframe: Timeframe) -> list[Span]:
-    """The gaps inside ``asked``, each reaching over the stored bars that it touches."""
+    """The gaps inside ``asked``, with stored bars on both their sides."""
     if asked.start >= asked.end:
         return []
-    held = set(periods.holding(stored).tolist())
-    result = []
-    for span in _grouped(_missing(stored, asked, known, periods), asked, periods):
-        left = int(periods.holding(np.array([micros(span.start) - 1]))[0])
-        right = int(periods.holding(np.array([micros(span.end)]))[0])
-        start = (
-            _back(stored, int(np.searchsorted(stored, micros(span.start))), timeframe.span)
-            if left in held
-            else span.start
-        )
-        end = _ahead(stored, int(np.searchsorted(stored, micros(span.end))), timeframe) if right in held else span.end
-        result.append(Span(min(start, span.start), max(end, span.end)))
-    return result
+    found = _grouped(_missing(stored, asked, known, periods), asked, periods)
+    return [part for span in found for part in reaching(span, stored, timeframe)]
 
 
 def _after(stored: Times, asked: Span, known: Sequence[Span], periods: Periods, timeframe: Timeframe) -> list[Span]:
-    """From the last stored bar on, without what was answered already."""
+    """From the last stored bar on, without what was answered already; with the last stored bars in any case."""
     last = moment(stored[-1])
     start = last + (timeframe.length if timeframe.period == "intraday" else _MICROSECOND)
-    rest = Span(max(start, asked.start), asked.end)
-    for span in known:
-        if span.start <= rest.start < span.end:
-            rest = Span(span.end, rest.end)
-    if rest.start >= rest.end or not _trades(rest, stored, periods, timeframe):
-        return []
-    touches = rest.start == start
-    return [Span(_back(stored, len(stored), timeframe.span), rest.end)] if touches else [rest]
+    rest = [
+        span
+        for span in without(Span(max(start, asked.start), asked.end), known)
+        if _trades(span, stored, periods, timeframe)
+    ]
+    return [part for span in rest for part in reaching(span, stored, timeframe)]
+
+
+def without(span: Span, known: Iterable[Span]) -> list[Span]:
+    """What is left of the span, ascending."""
+    left, start = [], span.start
+    for each in united(known):
+        if start < each.end and each.start < span.end:
+            left.append(Span(start, each.start))
+            start = each.end
+    return [part for part in (*left, Span(start, span.end)) if part.start < part.end]
+
+
+def reaching(span: Span, held: Times, timeframe: Timeframe, *, left: bool = True, right: bool = True) -> list[Span]:
+    """The span over up to five of the nearest held bars on its sides; those beyond one request's reach on their own."""
+    parts = []
+    position = int(np.searchsorted(held, micros(span.start)))
+    if left and position:
+        near = Span(_back(held, position, timeframe.span), moment(held[position - 1]) + timeframe.length)
+        if span.start - near.start < timeframe.span:
+            span = Span(near.start, span.end)
+        else:
+            parts.append(near)
+    position = int(np.searchsorted(held, micros(span.end)))
+    if right and position < len(held):
+        near = Span(moment(held[position]), _ahead(held, position, timeframe))
+        if near.end - span.end < timeframe.span:
+            span = Span(span.start, near.end)
+        else:
+            parts.append(near)
+    return [*parts, span]
 
 
 def _trades(rest: Span, stored: Times, periods: Periods, timeframe: Timeframe) -> bool:
