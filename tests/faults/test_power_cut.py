@@ -172,7 +172,7 @@ def fail_syncs(
             run = Run(first, 24, fail=at, times=many, leave=random_.random() < 0.5, mutant=mutant)
             recording.one(run)
             if random_.random() < 0.5:
-                recording.one(Run(first + 1, 8, key="work:b"))
+                recording.one(Run(first + 1, 8, key="work:b", mutant=mutant))
             plan = Plan(random_.randrange(1 << 32), every=every, names_by_any_sync=True, after_failure=True)
             before = figures.failed_syncs
             figures.add(recording.log, check_log(recording.log, plan))
@@ -222,6 +222,11 @@ def test_a_writer_that_swallows_the_error_of_a_commit_is_caught(server, memory):
 @pytest.mark.slow
 def test_a_writer_that_only_looks_up_what_a_failed_commit_left_is_caught(server, memory):
     assert fail_syncs(server, memory, step=1, times=(2,), every=20, mutant="look_up").lost
+
+
+@pytest.mark.slow
+def test_a_process_that_appends_behind_what_another_could_not_sync_is_caught(server, memory):
+    assert fail_syncs(server, memory, step=3, times=(FOR_EVER,), every=15, mutant="trust").problems
 
 
 @pytest.mark.full

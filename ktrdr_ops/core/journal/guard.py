@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +23,7 @@ from ktrdr_ops.core.journal import engine
 _SUFFIXES = ("", "-wal", "-shm", ".lock")
 _guarded: dict[str, set[str]] = {}
 _installed = False
+_ours = threading.local()
 os.register_at_fork(after_in_child=_guarded.clear)  # a child has none of its parent's locks to lose
 
 
@@ -41,8 +45,18 @@ def release(database: Path) -> None:
         _guarded.get(os.path.basename(real + suffix), set()).discard(real + suffix)
 
 
+@contextmanager
+def our_own() -> Iterator[None]:
+    """Let this thread open a journal's write-ahead log: nobody has locks on that file."""
+    _ours.opens = True
+    try:
+        yield
+    finally:
+        _ours.opens = False
+
+
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if event not in ("open", "sqlite3.connect") or not _guarded:
+    if event not in ("open", "sqlite3.connect") or not _guarded or getattr(_ours, "opens", False):
         return
     if event == "sqlite3.connect" and engine.sqlite.__name__.startswith("sqlite3"):
         return  # the same library keeps count of its own handles

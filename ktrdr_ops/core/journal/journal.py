@@ -34,6 +34,7 @@ from ktrdr_ops.core.journal.anchor import HEALS, AnchorFile, check_before_openin
 from ktrdr_ops.core.journal.decisions import Request, Settle, draft
 from ktrdr_ops.core.journal.ownership import LockFile, Owner, busy, describe, lock_file
 from ktrdr_ops.core.journal.reader import Reader, connect_for_reading
+from ktrdr_ops.core.journal.relog import make_good
 from ktrdr_ops.core.journal.writer import Writer
 from ktrdr_ops.core.state import OperationState
 
@@ -355,6 +356,7 @@ def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
     lock = lock_file(path)
     lock.lock_gate(gate_seconds)
     try:
+        _make_good(path, lock)
         damage = _damage(path)
         if damage is not None:
             raise damage
@@ -400,6 +402,16 @@ def _make_private(path: Path) -> None:
             raise JournalFull(f"no room for the journal {path}", hint="Free some space on that disk.") from error
         raise JournalRefused(
             f"{path} cannot be made: {error.strerror}", hint="Check the folder and its disk."
+        ) from error
+
+
+def _make_good(path: Path, lock: LockFile) -> None:
+    try:
+        make_good(lock, path)
+    except OSError as error:
+        raise JournalRefused(
+            f"a sync of {path} had failed, and writing its log again fails too: {error.strerror}",
+            hint="Reading works. Check its disk.",
         ) from error
 
 

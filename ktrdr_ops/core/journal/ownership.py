@@ -5,6 +5,8 @@ share byte (held shared by every process that has the journal open, exclusively 
 holds one random byte far behind them. The kernel frees a byte the moment its process is gone, whatever killed it, so a
 free byte is a dead owner, at once and exactly.
 
+The file is empty, unless a sync of the journal has failed: then its first byte says so.
+
 Closing any handle of a file drops all POSIX locks that the process has on it, so there is one handle a process and lock
 file, and it stays open until the process exits. Locks are not inherited by forked children: they may not use it.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 
 from ktrdr_ops.core.errors import JournalBusy, JournalError, JournalRefused
 
+_DOUBT = b"?"
 _GATE = 0
 _SHARE = 1
 _FIRST_SLOT = 1 << 32
@@ -98,6 +101,20 @@ class LockFile:
     def gate_holder(self) -> int | None:
         """The pid that holds the gate, if another process does."""
         return self._pid_on(_GATE)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether a sync has failed and nobody has made good for it."""
+        return os.pread(self._handle(), 1, 0) == _DOUBT
+
+    def doubt(self) -> None:
+        """Under the gate: tell whoever writes next that what can be read of the log may not be on the disk. The mark
+        needs no sync: it is in the same memory as what it tells of, and is gone with it."""
+        os.pwrite(self._handle(), _DOUBT, 0)
+
+    def trust(self) -> None:
+        """Under the gate: what can be read of the log is on the disk again."""
+        os.ftruncate(self._handle(), 0)
 
     def share(self) -> None:
         """Say that this process has the journal open."""

@@ -51,7 +51,7 @@ from ktrdr_ops.core.journal.decisions import Claim, Decision, Draft, Note, Reque
 from ktrdr_ops.core.journal.integrity import chained, genesis
 from ktrdr_ops.core.journal.ownership import LockFile
 from ktrdr_ops.core.journal.projection import Projection
-from ktrdr_ops.core.journal.relog import write_log_again
+from ktrdr_ops.core.journal.relog import make_good, write_log_again
 
 _log = logging.getLogger(__name__)
 
@@ -265,8 +265,7 @@ class Writer:
     def _transaction(self, batch: list[_Item]) -> list[Any]:
         self._lock.lock_gate()
         try:
-            if self._lock.doubted:
-                self._make_good()
+            self._make_good()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 answers, rows = self._decide(batch)
@@ -336,10 +335,8 @@ class Writer:
         return answers
 
     def _make_good(self) -> None:
-        """A COMMIT of some process raised, and it could not find out more: let the log be what it seems to be."""
         try:
-            write_log_again(self._database)
-            self._lock.trust()
+            make_good(self._lock, self._database)
         except OSError as error:
             raise engine.sqlite.OperationalError(f"a sync had failed, and again: {error.strerror}") from error
 

@@ -20,6 +20,7 @@ from ktrdr_ops.core.errors import KtrdrOpsError
 from ktrdr_ops.core.events import ArtifactPublished, Completed, Failed, Progressed, StepCompleted, Submitted
 from ktrdr_ops.core.journal.decisions import Claim, Say, Start, draft
 from ktrdr_ops.core.journal.journal import Journal, open_journal
+from ktrdr_ops.core.journal.ownership import LockFile
 from ktrdr_ops.core.journal.reader import connect_for_reading
 from ktrdr_ops.core.journal.writer import Writer
 
@@ -173,5 +174,10 @@ def look_up() -> None:
     Writer._settle_unknown = looked_up  # type: ignore[method-assign]
 
 
-MUTANTS = {"swallow": swallow, "look_up": look_up}
+def trust() -> None:
+    """Mutant: nobody minds that a sync has failed in another process."""
+    LockFile.doubted = property(lambda self: False)  # type: ignore[assignment, method-assign]
+
+
+MUTANTS = {"swallow": swallow, "look_up": look_up, "trust": trust}
 preload()
