@@ -134,6 +134,86 @@ async def test_an_answer_cut_short_at_its_beginning_is_said_and_asked_for_by_the
     assert canonical_sha256(await load(app)) == canonical_sha256(bars)
 
 
+def cut(bars, asked, rows=None):
+    """The first hundred bars of what was asked for."""
+    whole = part_of(bars, asked["start"], asked["end"])
+    answer = found(whole.iloc[:100], asked)
+    return says(**{**answer, "rows": rows or answer["rows"]})
+
+
+async def test_an_answer_with_fewer_bars_than_it_says_fails_its_segment(app, host, bars):
+    host.fault = lambda asked: cut(bars, asked, 252) if asked["start"].startswith("2011") else None
+    with pytest.raises(DataServiceError, match="the host says 252 rows and sent 100"):
+        await load(app)
+    host.fault = lambda asked: None
+    assert canonical_sha256(await load(app)) == canonical_sha256(bars)
+
+
+async def test_an_answer_cut_short_at_its_end_is_said_and_asked_for_by_the_next_load(app, host, bars):
+    host.fault = lambda asked: cut(bars, asked)
+    loaded = await load(app)
+    assert "the answer ends at 2010-05-26" in loaded.attrs["load"]["quality"]["notes"][0]
+    host.fault = lambda asked: None
+    assert canonical_sha256(await load(app)) == canonical_sha256(bars)
+
+
+@pytest.mark.parametrize("data", [None, "{}"])
+async def test_a_success_without_bars_while_the_gateway_is_gone_is_not_believed(app, host, bars, data):
+    def falls_away(asked):
+        host.connected = False
+        return says(success=True, data=data, rows=None, error=None)
+
+    host.fault = lambda asked: falls_away(asked) if asked["start"].startswith("2012") else None
+    with pytest.raises(HostUnavailable, match="gateway is disconnected"):
+        await load(app)
+    host.connected, host.fault = True, lambda asked: None
+    assert canonical_sha256(await load(app)) == canonical_sha256(bars)
+
+
+async def test_a_success_without_data_fails_its_segment_and_an_empty_one_is_an_answer(app, host):
+    host.fault = failing_from("2012-01-02", says(success=True, data=None, rows=None, error=None))
+    with pytest.raises(DataServiceError, match="1 of 4 segments"):
+        await load(app)
+    host.fault = failing_from("2012", says(success=True, data="{}", rows=0, error=None))
+    await load(app)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"success": False, "is_valid": False, "error": "Timeout while acquiring connection", "error_message": None},
+        {"success": True, "is_valid": False, "error": None, "error_message": "Timeout while creating connection"},
+    ],
+)
+async def test_a_timeout_of_the_gateway_while_it_validates_is_an_outage_and_no_unknown_symbol(settings, host, answer):
+    data, framework = by_hand(settings, host, None)
+    host._validate = lambda asked: answer
+    with pytest.raises(HostUnavailable, match="does not answer: Timeout while"):
+        await data.execute_data_load("TEST", "1d", "full")
+    await data.aclose()
+    await framework.aclose()
+
+
+async def test_a_timeout_of_the_gateway_while_it_says_the_head_is_asked_again(settings, host, bars):
+    data, framework = by_hand(settings, host, None)
+    host._validate = lambda asked: {"success": True, "is_valid": True, "head_timestamps": {}}
+    right, left = host._head, [{"success": False, "timestamp": None, "error": "Timeout while creating connection"}]
+    host._head = lambda query: left.pop() if left else right(query)
+    assert canonical_sha256(await data.execute_data_load("TEST", "1d", "full")) == canonical_sha256(bars)
+    host._head = lambda query: {"success": False, "timestamp": None, "error": "Timeout while creating connection"}
+    with pytest.raises(HostUnavailable):
+        await data.execute_data_load("TEST", "1d", "full", refresh=True)
+    await data.aclose()
+    await framework.aclose()
+
+
+async def test_a_validation_that_failed_is_no_unknown_symbol(app, host):
+    host._validate = lambda asked: {"success": False, "is_valid": False, "error": "the disk is on fire"}
+    with pytest.raises(DataServiceError, match="could not say whether it knows TEST: the disk is on fire") as failed:
+        await load(app)
+    assert failed.value.code == "data_load_failed"
+
+
 async def test_a_start_before_the_head_is_moved_up(app, host, bars):
     assert canonical_sha256(await load(app, start="1999-01-01")) == canonical_sha256(bars)
     assert host.asked[0]["start"] == "2010-01-04T00:00:00Z"

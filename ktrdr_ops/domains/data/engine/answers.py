@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ktrdr_ops.core.errors import HostAnswerWrong
-from ktrdr_ops.domains.data.engine.bars import between, empty_bars, parse_host_data, parse_moment
+from ktrdr_ops.domains.data.engine.bars import between, parse_host_data, parse_moment
 
 
 class Meaning(Enum):
@@ -92,16 +92,20 @@ class Fetched:
 def fetched(answer: dict[str, Any], start: datetime, end: datetime) -> Fetched:
     """The bars of a ``success: true`` answer to a request from ``start`` to ``end`` (both included).
 
-    Raises HostAnswerWrong when nothing of it is readable, or all of its bars lie outside what was asked.
+    Raises HostAnswerWrong when nothing of it is readable, it holds fewer bars than it says, or all of its bars lie
+    outside what was asked.
     """
-    data = answer.get("data")
+    data, rows = answer.get("data"), answer.get("rows")
     if data is None:
-        if answer.get("rows") in (0, None):
-            return Fetched(empty_bars(), notes=["the host said success without data"])
-        raise HostAnswerWrong(f"the host says {answer.get('rows')} rows and sends none")
+        raise HostAnswerWrong(f"the host says success, and {rows or 'no'} rows, and sends no data")
     if not isinstance(data, str):
         raise HostAnswerWrong(f"the host's data is {type(data).__name__}, not a string of JSON")
     bars, duplicates = parse_host_data(data)
+    if isinstance(rows, int) and rows > len(bars) + duplicates:
+        raise HostAnswerWrong(
+            f"the host says {rows} rows and sent {len(bars) + duplicates} (asked from {start:%Y-%m-%d} to "
+            f"{end:%Y-%m-%d}): the answer was cut short"
+        )
     kept = between(bars, start, end)
     if len(bars) and pd.Timestamp(end) == bars.index[-1]:
         kept = bars[bars.index >= pd.Timestamp(start)]

@@ -7,10 +7,11 @@ gateway is asked about first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from ktrdr_ops.core.cancellation import CancellationToken
@@ -101,23 +102,39 @@ class IbHostService(AsyncHostService):
         """What the host knows of the symbol. Raises HostUnavailable rather than calling it invalid in an outage."""
         await self.require_gateway(caller)
         asked = {"symbol": symbol, "timeframes": [timeframe]}
-        body = _object(
-            await self.post("/data/validate", asked, token=caller.token, observer=caller.retried), "/data/validate"
-        )
+        post = partial(self.post, "/data/validate", asked)
+        body, error = await self._settled(post, "POST", "/data/validate", caller)
         if not body.get("success") or not body.get("is_valid"):
             await self.require_gateway(caller)
-            return Contract(False, str(body.get("error_message") or body.get("error") or "not valid"), None)
+            if body.get("success") is not True and meaning_of(error) is not Meaning.INVALID_SYMBOL:
+                raise HostAnswerWrong(f"the {SERVICE} could not say whether it knows {symbol}: {error}")
+            return Contract(False, error, None)
         heads = body.get("head_timestamps")
         head = _moment(heads.get(timeframe)) if isinstance(heads, dict) else None
         return Contract(True, None, head) if head else await self.head_timestamp(symbol, timeframe, caller)
 
     async def head_timestamp(self, symbol: str, timeframe: str, caller: Caller) -> Contract:
-        """Since when the host has bars of a valid symbol; its error if it does not say."""
+        """Since when the host has bars of a valid symbol; its error if it does not say. Raises HostUnavailable."""
         params = {"symbol": symbol, "timeframe": timeframe, "instrument_type": instrument_type(symbol)}
         path = "/data/head-timestamp"
-        body = _object(await self.get(path, params=params, token=caller.token, observer=caller.retried), path)
+        body, error = await self._settled(partial(self.get, path, params=params), "GET", path, caller)
         head = _moment(body.get("timestamp")) if body.get("success") else None
-        return Contract(True, None if head else str(body.get("error") or "no reason given"), head)
+        if head is None:
+            await self.require_gateway(caller)
+        return Contract(True, None if head else error, head)
+
+    async def _settled(
+        self, ask: Callable[..., Awaitable[Any]], method: str, path: str, caller: Caller
+    ) -> tuple[dict[str, Any], str]:
+        """An answer that is not a gateway's timeout, and its error text. Raises HostUnavailable when none comes."""
+        absent = 0
+        while True:
+            body = _object(await ask(token=caller.token, observer=caller.retried), path)
+            error = " ".join(str(body[name]) for name in ("error_message", "error") if body.get(name))
+            if meaning_of(error) is not Meaning.ABSENT:
+                return body, error or "no reason given"
+            absent += 1
+            await self._again_if_connected(error, absent, caller, method, path)
 
     async def historical(self, symbol: str, timeframe: str, start: datetime, end: datetime, caller: Caller) -> Fetched:
         """The bars that open from ``start`` to ``end``; without bars is an answer, too.
@@ -128,7 +145,7 @@ class IbHostService(AsyncHostService):
         while True:
             answer = await self._historical(symbol, timeframe, start, end, caller)
             if answer.get("success") is True:
-                return await asyncio.to_thread(fetched, answer, start, end)
+                return await self._bars(answer, start, end, caller)
             error = str(answer.get("error") or "no reason given")
             match meaning_of(error):
                 case Meaning.NO_DATA:
@@ -138,6 +155,7 @@ class IbHostService(AsyncHostService):
                     if head is None or head <= start:
                         raise HostAnswerWrong(f"the {SERVICE} refused what it says it has: {error}")
                     if head > end:
+                        await self.require_gateway(caller)
                         return Fetched(empty_bars())
                     start = head
                 case Meaning.ABSENT:
@@ -176,20 +194,31 @@ class IbHostService(AsyncHostService):
 
         return _object(await self.post(HISTORICAL, asked, token=caller.token, observer=retried), HISTORICAL)
 
+    async def _bars(self, answer: dict[str, Any], start: datetime, end: datetime, caller: Caller) -> Fetched:
+        """What a success brought; one without bars is believed only while the gateway is connected."""
+        if answer.get("data") is None:
+            await self.require_gateway(caller)
+        found = await asyncio.to_thread(fetched, answer, start, end)
+        if not len(found.bars):
+            await self.require_gateway(caller)
+        return found
+
     async def _no_data(self, error: str, caller: Caller) -> Fetched:
         """Believed only while the gateway is connected."""
         await self.require_gateway(caller)
         return Fetched(empty_bars(), notes=[] if error.lower().startswith("no data returned") else [error])
 
-    async def _again_if_connected(self, error: str, tries: int, caller: Caller) -> None:
+    async def _again_if_connected(
+        self, error: str, tries: int, caller: Caller, method: str = "POST", path: str = HISTORICAL
+    ) -> None:
         await self.require_gateway(caller)
         if tries >= _ABSENT_TRIES:
             raise HostUnavailable(
                 f"the gateway of the {SERVICE} does not answer: {error}", hint=_GATEWAY_HINT, service=SERVICE
             )
         seconds = self._gateway_wait * tries
-        caller.retried(Retry(SERVICE, "POST", HISTORICAL, tries, error, seconds))
-        await caller.token.sleep(seconds, HISTORICAL)
+        caller.retried(Retry(SERVICE, method, path, tries, error, seconds))
+        await caller.token.sleep(seconds, path)
 
 
 _FINAL_HINT = "Interactive Brokers does not give this to your account, or not at all; asking again will not help."

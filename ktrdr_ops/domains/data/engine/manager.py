@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -252,14 +252,15 @@ class _Load:
         bars = between(answer.bars, segment.start, segment.end)
         content = parquet_bytes(bars)
         object, sha256 = self.attempt.objects.put(content), canonical_sha256(bars)
-        span = spans_document([Span(self._covered_from(segment, bars), segment.end)])[0]
+        covered = self._covered(segment, bars)
+        span = spans_document([covered])[0]
         value = {
             "object": object,
             "sha256": sha256,
             **extent(bars),
             "span": span,
             "duplicates": answer.duplicates,
-            "notes": self._noted(segment, bars, answer),
+            "notes": [*answer.notes, *_cut_short(segment, covered)],
         }
         publication = Publication(
             kind=SEGMENT,
@@ -271,20 +272,23 @@ class _Load:
         )
         return value, publication
 
-    def _covered_from(self, segment: Segment, bars: pd.DataFrame) -> datetime:
-        """From where the answer is taken as complete: one that begins two periods late may have been cut short."""
+    def _covered(self, segment: Segment, bars: pd.DataFrame) -> Span:
+        """Where the answer is taken as complete. One that begins late or ends early by two periods or more may have
+        been cut short: it counts from its first bar on, or up to its last."""
         if not len(bars):
-            return segment.start
-        calendar = periods(self.asked.symbol, self.asked.timeframe, segment.end)
+            return Span(segment.start, segment.end)
+        timeframe = self.asked.timeframe
+        calendar = periods(self.asked.symbol, timeframe, segment.end)
         expected = calendar.within(segment.start, segment.end)
-        missing = int(np.searchsorted(expected, calendar.holding(times(bars)[:1])[0]))
-        return segment.start if missing < 2 else bar_times(bars.iloc[:1])[0]
-
-    def _noted(self, segment: Segment, bars: pd.DataFrame, answer: Fetched) -> list[str]:
-        late = self._covered_from(segment, bars)
-        if late == segment.start:
-            return answer.notes
-        return [*answer.notes, f"asked from {stamp(segment.start)}, the answer begins at {stamp(late)}"]
+        first, last = bar_times(bars.iloc[[0, -1]])
+        before, after = calendar.holding(times(bars)[[0, -1]])
+        late = np.searchsorted(expected, before)
+        early = len(expected) - np.searchsorted(expected, after, side="right")
+        ended = last + (timeframe.length if timeframe.period == "intraday" else timedelta(microseconds=1))
+        return Span(
+            segment.start if late < 2 else first,
+            segment.end if early < 2 else min(ended, segment.end),
+        )
 
     def _failure(self, failed: list[tuple[Segment, HostAnswerWrong]], wanted: list[Segment]) -> DataServiceError:
         named = ", ".join(f"{segment.start:%Y-%m-%d} to {segment.end:%Y-%m-%d}" for segment, _ in failed[:5])
@@ -350,3 +354,9 @@ class _Load:
             content = await asyncio.to_thread(self.attempt.objects.read, saved["object"])
             path = files.path(asked.symbol, asked.timeframe.name, saved["format"])
             await asyncio.to_thread(files.move, path, content)
+
+
+def _cut_short(segment: Segment, covered: Span) -> list[str]:
+    late = f"asked from {stamp(segment.start)}, the answer begins at {stamp(covered.start)}"
+    early = f"asked up to {stamp(segment.end)}, the answer ends at {stamp(covered.end)}"
+    return [*([late] if covered.start > segment.start else []), *([early] if covered.end < segment.end else [])]
