@@ -317,8 +317,8 @@ def digest(state: State) -> bytes:
 
 
 def build(state: State, folder: Path) -> None:
-    """Make the folder hold this state and nothing else. Lock files are left out: nothing is ever written to one, and
-    whoever checks many states in one folder has its handle open."""
+    """Make the folder hold this state and nothing else. Lock files are left out: the locks are not on the disk, and
+    the mark that one may hold tells of what a power cut does away with."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for path, content in state.items():
