@@ -250,11 +250,11 @@ def dead_but_alive(path: Path, *, with_flock: bool) -> bool:
 
 @pytest.mark.parametrize("processes", [2, 8])
 def test_a_race_of_resumers_has_one_winner(tmp_path, processes):
-    races(tmp_path / "journal.db", 30, processes)
+    races(tmp_path / "journal.db", 15, processes)
 
 
 async def test_a_stopped_owner_that_comes_back_appends_nothing(tmp_path):
-    assert await zombies(tmp_path / "journal.db", 15) == 0
+    assert await zombies(tmp_path / "journal.db", 8) == 0
 
 
 async def test_without_the_fence_a_stopped_owner_appends_when_it_comes_back(tmp_path):

@@ -214,11 +214,11 @@ def run(folder: Path, kills: int, *, mutant: bool = False) -> list[str]:
 
 
 def test_what_was_acknowledged_survives_kills_at_random_points(tmp_path):
-    assert run(tmp_path, 60) == []
+    assert run(tmp_path, 40) == []
 
 
 def test_a_writer_that_acknowledges_before_the_commit_is_caught(tmp_path):
-    assert any("acknowledged, but not there" in problem for problem in run(tmp_path, 60, mutant=True))
+    assert any("acknowledged, but not there" in problem for problem in run(tmp_path, 40, mutant=True))
 
 
 @pytest.mark.slow
