@@ -15,6 +15,7 @@ from ktrdr_ops.domains.data.engine.bars import canonical_sha256, parse_moment
 from ktrdr_ops.domains.data.engine.commands import verify
 from ktrdr_ops.domains.data.engine.errors import (
     DataServiceError,
+    SeriesRevised,
     SeriesUnreadable,
     UnknownSymbol,
 )
@@ -40,7 +41,8 @@ async def test_a_failed_load_names_its_segments_and_the_same_command_asks_for_th
     asked = len(host.asked)
     host.fault = lambda asked: None
     loaded = await load(app)
-    assert [each["start"] for each in host.asked[asked:]] == ["2011-01-03T00:00:00Z"]
+    beside = [each["start"] for each in host.asked[asked:]]  # the segment, and five bars of the one before
+    assert beside == ["2010-12-27T00:00:00Z", "2011-12-26T00:00:00Z"]
     assert host.validated == 1
     assert loaded.attrs["load"]["sha256"] == canonical_sha256(bars)
     assert (await app.show("data_load_TEST_1d"))["attempt"] == 2
@@ -83,7 +85,7 @@ async def test_what_the_host_says_while_its_gateway_is_gone_is_not_believed(app,
     assert len(await artifacts(app, "segment")) == 1
     host.connected, host.fault = True, lambda asked: None
     assert canonical_sha256(await load(app)) == canonical_sha256(bars)
-    assert [asked["start"][:4] for asked in host.asked] == ["2010", "2011", "2011", "2012", "2012"]
+    assert [asked["start"][:4] for asked in host.asked] == ["2010", "2011", "2010", "2011", "2012"]
 
 
 async def test_a_host_that_refuses_the_connection_fails_fast_with_a_hint(opened):
@@ -250,7 +252,7 @@ async def test_a_cancel_with_a_request_in_flight_stops_at_once_and_keeps_what_ca
     assert len(host.asked) == 5
 
 
-async def test_every_attempt_uses_the_now_of_the_first(opened, host):
+async def test_an_attempt_that_goes_on_with_segments_uses_the_now_of_the_first(opened, host):
     host.fault = failing_from("2012-01-01", failing("strange"))
     async with opened(as_of="2012-06-30") as app:
         with pytest.raises(DataServiceError):
@@ -258,6 +260,57 @@ async def test_every_attempt_uses_the_now_of_the_first(opened, host):
     host.fault = lambda asked: None
     async with opened() as app:
         assert (await load(app)).index[-1] == pd.Timestamp("2012-06-29", tz="UTC")
+
+
+async def test_two_price_scales_are_not_glued_by_two_attempts_and_the_third_begins_anew(app, host, bars):
+    host.fault = failing_from("2012", failing("strange"))
+    with pytest.raises(DataServiceError):
+        await load(app)
+    host.fault, host.bars["TEST", "1d"] = lambda asked: None, bars * [0.5, 0.5, 0.5, 0.5, 2.0]
+    asked = len(host.asked)
+    with pytest.raises(SeriesRevised, match="5 bars that came before are not what the host gives now"):
+        await load(app)
+    assert len(host.asked) == asked + 1
+    assert not await artifacts(app, "series")
+    assert canonical_sha256(await load(app)) == canonical_sha256(host.bars["TEST", "1d"])
+
+
+async def test_a_tail_of_several_segments_compares_with_the_newer_one_of_the_attempt_before(opened, host, bars):
+    async with opened(as_of="2010-06-01") as app:
+        await load(app)
+    host.fault = lambda asked: failing("strange") if asked["end"] < "2012-06-01" else None
+    async with opened() as app:
+        with pytest.raises(DataServiceError, match="2 of 3 segments"):
+            await load(app, mode="tail")
+        host.fault, host.bars["TEST", "1d"] = lambda asked: None, bars * 2
+        with pytest.raises(SeriesRevised, match="5 bars that came before"):
+            await load(app, mode="tail")
+        host.bars["TEST", "1d"] = bars
+        assert canonical_sha256(await load(app, mode="tail")) == canonical_sha256(bars)
+
+
+async def test_the_same_tail_again_after_a_revision_asks_again(opened, host, bars):
+    async with opened(as_of="2013-02-02") as app:
+        await load(app)
+    host.bars["TEST", "1d"] = bars * 0.5
+    async with opened(as_of="2013-02-20") as app:
+        with pytest.raises(SeriesRevised):
+            await load(app, mode="tail")
+    host.bars["TEST", "1d"] = bars
+    async with opened() as app:
+        assert canonical_sha256(await load(app, mode="tail")) == canonical_sha256(bars)
+
+
+async def test_the_tail_after_a_day_without_an_answer_goes_up_to_the_new_now(opened, host, bars):
+    async with opened(as_of="2013-02-02") as app:
+        await load(app)
+    host.connected, host.fault = False, lambda asked: failing("Timeout while creating connection")
+    async with opened(as_of="2013-02-05") as app:
+        with pytest.raises(HostUnavailable):
+            await load(app, mode="tail")
+    host.connected, host.fault = True, lambda asked: None
+    async with opened() as app:
+        assert canonical_sha256(await load(app, mode="tail")) == canonical_sha256(bars)
 
 
 async def test_a_start_after_now_is_refused(app):

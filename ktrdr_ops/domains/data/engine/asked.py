@@ -9,7 +9,7 @@ from typing import Any
 
 from ktrdr_ops.domains.data.engine.bars import parse_moment
 from ktrdr_ops.domains.data.engine.gaps import Mode, Span
-from ktrdr_ops.domains.data.engine.segments import Segment, segments, stamp
+from ktrdr_ops.domains.data.engine.segments import stamp
 from ktrdr_ops.domains.data.engine.timeframes import Timeframe, timeframe
 
 MOST_COVERED = 400
@@ -47,7 +47,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What the load is about, decided once: later attempts use the same "now" and head."""
+    """What the load is about: attempts that go on with it use the same "now" and head."""
 
     now: datetime
     start: datetime | None
@@ -78,14 +78,3 @@ def spans_document(spans: Iterable[Span]) -> list[list[str]]:
 def spans_of(document: Iterable[Any]) -> list[Span]:
     """Spans from JSON."""
     return [Span(parse_moment(start), parse_moment(end)) for start, end in document]
-
-
-def planned(asked: Asked, gaps: Iterable[Span], floor: datetime | None) -> list[Segment]:
-    """The requests for the gaps, in order: the newest first for ``tail``, else the oldest."""
-    newest_first = asked.mode == "tail"
-    ordered = sorted(gaps, reverse=newest_first)
-    return [
-        segment
-        for gap in ordered
-        for segment in segments(gap.start, gap.end, asked.timeframe, newest_first=newest_first, floor=floor)
-    ]

@@ -2,9 +2,9 @@
 
 A period (see ``calendar``) is missing when the market traded, no bar of it is stored, and no earlier request covered
 it: an answer without bars is an answer, too. Missing periods that follow one another are one gap; a gap reaches over
-the closed days beside it, so that bars on a Sunday evening are not lost. Up to five of the stored bars on each side of a
-gap are asked for again, also beyond a stretch that was answered without bars: if they come back different the two sides
-do not have the same prices.
+the closed days beside it, so that bars on a Sunday evening are not lost. Up to five of the stored bars on each side of
+a gap are asked for again, also beyond a stretch that was answered without bars: if they come back different the two
+sides do not have the same prices.
 """
 
 from __future__ import annotations

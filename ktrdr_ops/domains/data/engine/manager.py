@@ -1,18 +1,20 @@
 """A load, from a symbol to a stored series, in five steps.
 
-    1 Validating symbol and range   "now", the head timestamp and the range, once and for all attempts
+    1 Validating symbol and range   "now", the head timestamp and the range
     2 Loading stored data           what is stored now; a file of the user's is kept as an object first
-    3 Analyzing gaps                which spans to ask for, once and for all attempts
+    3 Analyzing gaps                which spans to ask for
     4 Fetching segments             each stored and journaled before the next is asked for
     5 Merging and saving            compared where old and new overlap, published, then the people's name is moved
 
 A segment whose answer cannot be used has failed; the others go on, then the load fails and says which. What is
-journaled is never asked for again by a later attempt.
+journaled is not asked for again by a later attempt, but for five bars beside what it asks for, to be compared. When
+the host has revised its bars the attempt fails, and the next begins anew (see ``left``).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,12 +27,13 @@ from ktrdr_ops.core.attempt import Attempt
 from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused, HostUnavailable, InvalidValue
 from ktrdr_ops.core.progress import GenericProgressManager
 from ktrdr_ops.domains.data.engine.answers import Fetched
-from ktrdr_ops.domains.data.engine.asked import Asked, Range, planned, spans_document, spans_of
+from ktrdr_ops.domains.data.engine.asked import Asked, Range, spans_document, spans_of
 from ktrdr_ops.domains.data.engine.bars import (
     bar_times,
     between,
     canonical_sha256,
     empty_bars,
+    merged,
     times,
 )
 from ktrdr_ops.domains.data.engine.calendar import complete_until, moment, periods
@@ -38,16 +41,17 @@ from ktrdr_ops.domains.data.engine.errors import (
     DataHostUnavailable,
     DataServiceError,
     NothingStored,
+    SeriesRevised,
     UnknownSymbol,
 )
 from ktrdr_ops.domains.data.engine.gaps import Span, gaps, united
 from ktrdr_ops.domains.data.engine.ib_host import Caller, IbHostService, unknown_hint
-from ktrdr_ops.domains.data.engine.merging import Merge
+from ktrdr_ops.domains.data.engine.left import REVISED, SEGMENT, answered, reading, remaining
+from ktrdr_ops.domains.data.engine.merging import Merge, lacking, series_revised
 from ktrdr_ops.domains.data.engine.segments import Segment, stamp
 from ktrdr_ops.domains.data.engine.store import Format, parquet_bytes, read_object
 from ktrdr_ops.domains.data.engine.stored import SERIES, Stored, StoredSeries, extent
 
-SEGMENT = "segment"
 RESULT = "load"
 """Where a returned DataFrame carries the load's result: ``bars.attrs["load"]``."""
 
@@ -86,9 +90,12 @@ class _Load:
     progress: GenericProgressManager
     attempt: Attempt
     caller: Caller = field(init=False)
+    reading: str = field(init=False)
+    earlier: pd.DataFrame = field(default_factory=empty_bars)
     bars_so_far: int = 0
 
     def __post_init__(self) -> None:
+        self.reading = reading(self.attempt.steps, self.attempt.number)
         self.caller = Caller(self.attempt.token, self.attempt.retried, self.attempt.waiting)
 
     async def run(self) -> pd.DataFrame:
@@ -96,9 +103,16 @@ class _Load:
             span = await self._validated()
             stored = await self._stored()
             wanted = await self._analyzed(span, stored)
-            await self._fetched(wanted)
-            await self._merged(wanted)
+            try:
+                await self._fetched(wanted)
+                await self._merged()
+            except SeriesRevised as error:
+                await self.attempt.complete_step(self._name(REVISED), error.message)
+                raise
         return await self._returned()
+
+    def _name(self, step: str) -> str:
+        return f"{step}{self.reading}"
 
     def _tell(self, step: int, message: str, done: int = 0, total: int | None = None, **context: Any) -> None:
         self.progress.update_progress(
@@ -109,7 +123,7 @@ class _Load:
 
     async def _validated(self) -> Range:
         self._tell(1, "Validating symbol and range")
-        return Range.of(await self.attempt.step("range", self._range))
+        return Range.of(await self.attempt.step(self._name("range"), self._range))
 
     async def _range(self) -> dict[str, Any]:
         asked, now = self.asked, self.manager.as_of or self.attempt.now()
@@ -153,9 +167,11 @@ class _Load:
     async def _stored(self) -> Stored | None:
         self._tell(2, "Loading stored data")
         stored = await self.manager.stored.current(self.asked, self.attempt)
-        if "stored" not in self.attempt.steps:
+        if self._name("stored") not in self.attempt.steps:
             value = None if stored is None else {"object": stored.object, **extent(stored.bars)}
-            await self.attempt.complete_step("stored", value, publish=() if stored is None else stored.publish)
+            await self.attempt.complete_step(
+                self._name("stored"), value, publish=() if stored is None else stored.publish
+            )
         if (stored is None or not len(stored.bars)) and self.asked.mode in ("local", "tail"):
             asked = self.asked
             raise NothingStored(
@@ -173,8 +189,17 @@ class _Load:
             known = [] if self.asked.refresh else await self._known(stored)
             return await asyncio.to_thread(self._gaps, span, stored, known)
 
-        spans = spans_of(await self.attempt.step("plan", analyze))
-        return planned(self.asked, spans, span.head)
+        spans = spans_of(await self.attempt.step(self._name("plan"), analyze))
+        earlier = self._answered()
+        self.earlier = await asyncio.to_thread(self._bars_of, earlier.values())
+        self.bars_so_far = sum(value["rows"] for value in earlier.values())
+        return remaining(self.asked, spans, earlier, times(self.earlier), span.head)
+
+    def _answered(self) -> dict[str, Any]:
+        return answered(self.attempt.steps, self.reading)
+
+    def _bars_of(self, values: Iterable[Any]) -> pd.DataFrame:
+        return merged(read_object(self.attempt.objects, value["object"], "parquet") for value in values)
 
     async def _known(self, stored: Stored | None) -> list[Span]:
         """What was asked and answered before: the stored series' own requests, and answers without bars."""
@@ -201,20 +226,20 @@ class _Load:
 
     async def _fetched(self, wanted: list[Segment]) -> None:
         failed: list[tuple[Segment, HostAnswerWrong]] = []
-        for number, segment in enumerate(wanted, 1):
-            value = self.attempt.steps.get(segment.name)
-            if value is None:
-                self._tell_segment(number, len(wanted))
-                try:
-                    value = await self._fetch(segment)
-                except HostAnswerWrong as error:
-                    failed.append((segment, error))
-                    continue
+        before = len(self._answered())
+        total = before + len(wanted)
+        for number, segment in enumerate(wanted, before + 1):
+            self._tell_segment(number, total)
+            try:
+                value = await self._fetch(segment)
+            except HostAnswerWrong as error:
+                failed.append((segment, error))
+                continue
             self.bars_so_far += value["rows"]
-        if wanted:
-            self._tell_segment(len(wanted), len(wanted), done=len(wanted))
+        if total:
+            self._tell_segment(total, total, done=total)
         if failed:
-            raise self._failure(failed, wanted)
+            raise self._failure(failed, total)
 
     def _tell_segment(self, number: int, total: int, done: int | None = None) -> None:
         self._tell(
@@ -244,12 +269,15 @@ class _Load:
             ) from error
         value, publication = await asyncio.to_thread(self._kept, segment, answer)
         value["requests"] = self.caller.requests - before
-        await self.attempt.complete_step(segment.name, value, publish=[publication])
+        await self.attempt.complete_step(self._name(segment.name), value, publish=[publication])
         return value
 
     def _kept(self, segment: Segment, answer: Fetched) -> tuple[dict[str, Any], Publication]:
-        """Put the segment into the object store; gives its step's value and what to publish."""
+        """Put the segment into the object store; gives its step's value and what to publish. Raises SeriesRevised."""
         bars = between(answer.bars, segment.start, segment.end)
+        revised = lacking(between(self.earlier, segment.start, segment.end), bars)
+        if revised:
+            raise series_revised(self.asked, revised, "bars that came before are")
         content = parquet_bytes(bars)
         object, sha256 = self.attempt.objects.put(content), canonical_sha256(bars)
         covered = self._covered(segment, bars)
@@ -290,15 +318,15 @@ class _Load:
             segment.end if early < 2 else min(ended, segment.end),
         )
 
-    def _failure(self, failed: list[tuple[Segment, HostAnswerWrong]], wanted: list[Segment]) -> DataServiceError:
+    def _failure(self, failed: list[tuple[Segment, HostAnswerWrong]], total: int) -> DataServiceError:
         named = ", ".join(f"{segment.start:%Y-%m-%d} to {segment.end:%Y-%m-%d}" for segment, _ in failed[:5])
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         return DataServiceError(
-            f"Data load failed for {self.asked.symbol}: {len(failed)} of {len(wanted)} segments: {named}{more} "
+            f"Data load failed for {self.asked.symbol}: {len(failed)} of {total} segments: {named}{more} "
             f"({failed[0][1].message})",
             hint="The other segments are kept. The same command again asks for these only.",
             result={
-                **self._partial(len(wanted), len(failed)),
+                **self._partial(total, len(failed)),
                 "failed_segments": [
                     {"start": stamp(segment.start), "end": stamp(segment.end), "message": error.message[:300]}
                     for segment, error in failed[:50]
@@ -308,7 +336,7 @@ class _Load:
 
     def _partial(self, total: int | None = None, failed: int = 0) -> dict[str, Any]:
         asked = self.asked
-        fetched = self._segment_values()
+        fetched = self._answered().values()
         return {
             "symbol": asked.symbol,
             "timeframe": asked.timeframe.name,
@@ -318,22 +346,19 @@ class _Load:
             "requests": sum(value["requests"] for value in fetched),
         }
 
-    def _segment_values(self) -> list[Any]:
-        return [value for name, value in self.attempt.steps.items() if name.startswith("segment:")]
-
     # 5
 
-    async def _merged(self, wanted: list[Segment]) -> None:
+    async def _merged(self) -> None:
         self._tell(5, "Merging and saving")
-        stored, steps = self.manager.stored, self.attempt.steps
+        stored = self.manager.stored
         current = await stored.current(self.asked, self.attempt)
-        values = [steps[segment.name] for segment in wanted]
+        values = list(self._answered().values())
         merge = Merge(
             self.asked, self.attempt.objects, stored.files, self.manager.format, self.manager.source(self.asked), values
         )
-        merged = await asyncio.to_thread(merge.into, current)
-        publish = [*(current.publish if current else ()), *([merged.publication] if merged.publication else [])]
-        await self.attempt.complete_step("saved", merged.saved, publish=publish)
+        done = await asyncio.to_thread(merge.into, current)
+        publish = [*(current.publish if current else ()), *([done.publication] if done.publication else [])]
+        await self.attempt.complete_step("saved", done.saved, publish=publish)
 
     async def _returned(self) -> pd.DataFrame:
         """Move the people's name (again, if an earlier attempt could not) and give the bars that were asked for."""

@@ -84,13 +84,7 @@ class Merge:
             revised += [moment_at(int(at)) for at in np.setdiff1d(again, times(new))]
         if not revised:
             return
-        stamps = [stamp(at) for at in sorted(revised)]
-        raise SeriesRevised(
-            f"{asked.symbol} {asked.timeframe.name} was revised: {len(revised)} stored bars are not what the host "
-            f"gives now ({', '.join(stamps[:OVERLAP])})",
-            hint=f"Load it anew: ktrdr-ops data load {asked.symbol} {asked.timeframe.name} --mode full --refresh",
-            result={"symbol": asked.symbol, "timeframe": asked.timeframe.name, "revised": stamps[:20]},
-        )
+        raise series_revised(asked, revised, "stored bars are")
 
     def _covered(self, current: Stored | None) -> list[Span]:
         before: Iterable[Span] = () if current is None or self.asked.refresh else current.covered
@@ -131,6 +125,23 @@ class Merge:
             "quality": quality_report(series, duplicates=duplicates, missing=gaps["periods"], notes=notes),
         }
         return {"object": object, "format": format, "result": result}
+
+
+def series_revised(asked: Asked, revised: Iterable[datetime], what: str) -> SeriesRevised:
+    """The error that names what came back different; ``what`` follows its number: "stored bars are"."""
+    stamps = [stamp(at) for at in sorted(revised)]
+    return SeriesRevised(
+        f"{asked.symbol} {asked.timeframe.name} was revised: {len(stamps)} {what} not what the host gives now "
+        f"({', '.join(stamps[:OVERLAP])})",
+        hint=f"Load it anew: ktrdr-ops data load {asked.symbol} {asked.timeframe.name} --mode full --refresh",
+        result={"symbol": asked.symbol, "timeframe": asked.timeframe.name, "revised": stamps[:20]},
+    )
+
+
+def lacking(old: pd.DataFrame, new: pd.DataFrame) -> list[datetime]:
+    """The times of old bars that the new ones hold differently, or not at all."""
+    gone = np.setdiff1d(times(old), times(new))
+    return [*differing(old, new), *(moment_at(int(at)) for at in gone)]
 
 
 def _changed(old: pd.DataFrame, new: pd.DataFrame) -> bool:
