@@ -9,6 +9,7 @@ import pytest
 
 from ktrdr_ops.core.cancellation import CancellationSystem
 from ktrdr_ops.core.errors import HostUnavailable, InvalidValue, OperationCancelledException
+from ktrdr_ops.core.journal.history import steps
 from ktrdr_ops.core.orchestration import AsyncOrchestrationFramework
 from ktrdr_ops.core.progress import GenericProgressManager
 from ktrdr_ops.domains.data.engine.bars import canonical_sha256, parse_moment
@@ -22,7 +23,7 @@ from ktrdr_ops.domains.data.engine.errors import (
 from ktrdr_ops.domains.data.engine.ib_host import IbHostService
 from ktrdr_ops.domains.data.engine.manager import DataManager
 from ktrdr_ops.domains.data.engine.pacing import Pacer, Rules
-from ktrdr_ops.domains.data.engine.store import SeriesFiles, csv_bytes
+from ktrdr_ops.domains.data.engine.store import SeriesFiles, csv_bytes, parquet_bytes
 from ktrdr_ops.domains.data.engine.stored import StoredSeries
 from ktrdr_ops.domains.data.interface import DataDomainInterface
 from tests.domains.data.data_host import failing, found, part_of, says
@@ -345,6 +346,26 @@ async def test_an_object_that_was_damaged_is_mended_from_its_file_and_else_loade
         await load(app, mode="local")
     assert (await app.show("@last"))["status"] == "failed"
     assert canonical_sha256(await load(app, refresh=True)) == canonical_sha256(bars)
+
+
+async def test_a_file_put_in_place_before_the_name_could_move_is_kept_as_an_object(app, bars, settings):
+    path = settings.data_dir / "TEST" / "1d.parquet"
+    settings.data_dir.mkdir()
+    path.parent.write_text("in the way of the folder")
+    with pytest.raises(DataServiceError):
+        await load(app)
+    assert "saved" in await steps(app.journal, (await app.show("@last"))["operation_id"])
+    path.parent.unlink()
+    path.parent.mkdir()
+    own = parquet_bytes(part_of(bars, "2010-01-01", "2011-01-01") * 3)
+    path.write_bytes(own)
+    loaded = await load(app)
+    assert (await app.show("@last"))["attempt"] == 2
+    assert canonical_sha256(loaded) == canonical_sha256(bars) == canonical_sha256(pd.read_parquet(path))
+    series = await artifacts(app, "series")
+    assert [each.metadata["source"] for each in series].count("import") == 1
+    assert own in [app.objects.read(each.object) for each in series]
+    assert (await verify(command(app))).exit_code == 0
 
 
 def by_hand(settings, host, rules):

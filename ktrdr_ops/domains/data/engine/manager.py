@@ -373,12 +373,9 @@ class _Load:
 
     async def _moved(self, saved: dict[str, Any]) -> None:
         """The name moves to what was saved, unless another operation has published since."""
-        asked, files = self.asked, self.manager.stored.files
-        latest = await self.attempt.catalogue.latest(SERIES, asked.key)
+        latest = await self.attempt.catalogue.latest(SERIES, self.asked.key)
         if latest is not None and latest.object == saved["object"]:
-            content = await asyncio.to_thread(self.attempt.objects.read, saved["object"])
-            path = files.path(asked.symbol, asked.timeframe.name, saved["format"])
-            await asyncio.to_thread(files.move, path, content)
+            await self.manager.stored.move(self.asked, latest, self.attempt)
 
 
 def _cut_short(segment: Segment, covered: Span) -> list[str]:

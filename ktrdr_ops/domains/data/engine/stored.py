@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pandas as pd
@@ -65,14 +65,28 @@ class StoredSeries:
             return await asyncio.to_thread(_imported, found, asked, attempt.objects)
         if latest is None:
             return None
-        format: Format = "csv" if latest.metadata.get("format") == "csv" else "parquet"
+        format = _format(latest)
         if found is not None and found.object == latest.object:
             await asyncio.to_thread(attempt.objects.put, found.content)  # heals an object that is gone or changed
         else:
-            path = self.files.path(asked.symbol, name, format)
-            await asyncio.to_thread(self.files.move, path, attempt.objects.read(latest.object))
+            await self.move(asked, latest, attempt)
         bars = await asyncio.to_thread(read_object, attempt.objects, latest.object, format)
         return Stored(bars, latest.object, format, spans_of(latest.metadata.get("covered", ())))
+
+    async def move(self, asked: Asked, latest: Artifact, attempt: Attempt) -> None:
+        """Let the name be what was published last. Raises SeriesUnreadable, JournalCorrupt, OSError.
+
+        What somebody else has put in its place is kept as an object and published first; then the last is again last.
+        """
+        format = _format(latest)
+        content = await asyncio.to_thread(attempt.objects.read, latest.object)
+        path = self.files.path(asked.symbol, asked.timeframe.name, format)
+        found = await asyncio.to_thread(self.files.find, asked.symbol, asked.timeframe.name, format)
+        if found is not None and found.path == path and await self._is_foreign(found, latest, asked, attempt):
+            kept = await asyncio.to_thread(_imported, found, asked, attempt.objects)
+            again = {each.name: getattr(latest, each.name) for each in fields(Publication)}
+            await attempt.publish(*kept.publish, Publication(**again))
+        await asyncio.to_thread(self.files.move, path, content)
 
     async def _is_foreign(self, found: Found, latest: Artifact | None, asked: Asked, attempt: Attempt) -> bool:
         if latest is None:
@@ -81,6 +95,10 @@ class StoredSeries:
             return False
         earlier = await attempt.catalogue.every(SERIES, asked.key)
         return all(artifact.object != found.object for artifact in earlier if artifact.key == asked.key)
+
+
+def _format(artifact: Artifact) -> Format:
+    return "csv" if artifact.metadata.get("format") == "csv" else "parquet"
 
 
 def _imported(found: Found, asked: Asked, objects: ObjectStore) -> Stored:
