@@ -11,6 +11,8 @@ Only the server reaps, and only when asked: a pid is never somebody else's while
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import gc
 import importlib
 import inspect
@@ -144,13 +146,8 @@ class ForkServer:
     """Forks children that run functions of the given modules. A context manager: no child outlives it."""
 
     def __init__(self, *modules: str) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._link = ours
         self._children: list[Child] = []
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        command = [sys.executable, "-m", __name__, str(theirs.fileno()), *modules]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, cwd=ROOT)
-        theirs.close()
+        self.ask({"import": modules})
 
     def __enter__(self) -> ForkServer:
         return self
@@ -158,9 +155,6 @@ class ForkServer:
     def __exit__(self, *_: object) -> None:
         for child in self._children:
             child.kill()
-        self._link.close()
-        self._process.wait(PATIENCE)
-        for child in self._children:
             child.forget()
 
     def fork(self, function: Callable[..., Any], *arguments: Any) -> Child:
@@ -179,8 +173,9 @@ class ForkServer:
 
     def ask(self, request: dict[str, Any], handles: Iterable[int] = ()) -> int:
         """One request to the server, answered by a number."""
-        socket.send_fds(self._link, [json.dumps(request).encode()], list(handles))
-        answer: int = json.loads(self._link.recv(1 << 16))
+        link = _link()
+        socket.send_fds(link, [json.dumps(request).encode()], list(handles))
+        answer: int = json.loads(link.recv(1 << 16))
         return answer
 
     def _forget_ended(self) -> None:
@@ -193,6 +188,23 @@ class ForkServer:
         self._children = kept
 
 
+@functools.cache
+def _link() -> socket.socket:
+    """The way to the one server of this test process, which ends with it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+    server = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, cwd=ROOT)
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        server.wait(PATIENCE)
+
+    atexit.register(end)
+    return ours
+
+
 def _state(pid: int) -> str:
     """The state letter of a process."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
@@ -200,14 +212,14 @@ def _state(pid: int) -> str:
 
 def _serve(link: socket.socket) -> None:
     children: set[int] = set()
-    gc.collect()
-    gc.freeze()
     while True:
         message, handles, _, _ = socket.recv_fds(link, 1 << 16, 2)
         if not message:
             break
         request = json.loads(message)
-        if "wait" in request:
+        if "import" in request:
+            answer = _imported(request["import"])
+        elif "wait" in request:
             _, status = os.waitpid(request["wait"], 0)
             children.discard(request["wait"])
             answer = os.waitstatus_to_exitcode(status)
@@ -222,6 +234,14 @@ def _serve(link: socket.socket) -> None:
     for pid in children:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def _imported(modules: list[str]) -> int:
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # else each child's first collection would copy all that is shared
+    return len(modules)
 
 
 def _run(link: socket.socket, request: dict[str, Any], handles: list[int]) -> None:
@@ -244,13 +264,11 @@ def _run(link: socket.socket, request: dict[str, Any], handles: list[int]) -> No
         os._exit(code)
 
 
-def main(link: int, modules: list[str]) -> None:
+def main(link: int) -> None:
     """The server's own process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the test, which then ends the server
-    for module in modules:
-        importlib.import_module(module)
     _serve(socket.socket(fileno=link))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]))
