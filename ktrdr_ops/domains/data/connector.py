@@ -8,7 +8,7 @@ import pandas as pd
 
 from ktrdr_ops.core.attempt import Attempt
 from ktrdr_ops.core.cancellation import CancellationToken
-from ktrdr_ops.core.errors import HostServiceError, HostUnavailable, JournalCorrupt
+from ktrdr_ops.core.errors import HostRefused, HostServiceError, HostUnavailable, JournalCorrupt
 from ktrdr_ops.core.orchestration import AsyncOperation
 from ktrdr_ops.core.progress import GenericProgressManager
 from ktrdr_ops.domains.data.engine.asked import Asked
@@ -34,12 +34,17 @@ class DataSystemConnector:
         self.manager = manager
 
     @classmethod
-    def from_settings(cls, settings: Settings, pool: HttpPool | None = None) -> DataSystemConnector:
-        """Over the host, the folder, the format, the pacing and the "now" of the settings. Raises InvalidValue."""
+    def from_settings(
+        cls, settings: Settings, pool: HttpPool | None = None, *, host: IbHostService | None = None
+    ) -> DataSystemConnector:
+        """Over the host, the folder, the format, the pacing and the "now" of the settings. Raises InvalidValue.
+
+        A given ``host`` is used with its own address and pacing.
+        """
         format: Format = "csv" if settings.data_format == "csv" else "parquet"
         as_of = None if settings.as_of is None else ending(settings.as_of, "as_of")
         stored = StoredSeries(SeriesFiles(settings.data_dir), format)
-        return cls(DataManager(_host(settings, pool), stored, format=format, as_of=as_of))
+        return cls(DataManager(host or _host(settings, pool), stored, format=format, as_of=as_of))
 
     async def perform(
         self,
@@ -57,7 +62,8 @@ class DataSystemConnector:
                 raise
             raise DataHostUnavailable(_failed(asked, error.message), hint=error.hint, **error.details) from error
         except HostServiceError as error:
-            raise DataServiceError(_failed(asked, error.message), hint=error.hint, **error.details) from error
+            final = {"final": True} if isinstance(error, HostRefused) else {}
+            raise DataServiceError(_failed(asked, error.message), hint=error.hint, **final, **error.details) from error
         except JournalCorrupt as error:  # an object is gone or changed; the journal itself is written as before
             raise DataServiceError(
                 _failed(asked, error.message), hint="Load it anew: --mode full --refresh --new", **error.details

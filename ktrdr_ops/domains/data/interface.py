@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ktrdr_ops.core.attempt import Attempt
-from ktrdr_ops.core.cancellation import CancellationToken
-from ktrdr_ops.core.orchestration import AsyncOperation, AsyncOrchestrationFramework, ProgressCallback
-from ktrdr_ops.core.progress import GenericProgressManager
+from ktrdr_ops.core.orchestration import AsyncOrchestrationFramework, ProgressCallback
 from ktrdr_ops.domains.data.connector import DataSystemConnector
+from ktrdr_ops.domains.data.engine.ib_host import IbHostService
 from ktrdr_ops.domains.data.operations import DataOperationProvider
 
 if TYPE_CHECKING:
@@ -19,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class DataDomainInterface:
-    """Loads market data with a framework. Without a ``manager`` one is made of ``settings`` (default: the user's)."""
+    """Loads market data with a framework. Without a ``manager`` one is made of ``settings`` (default: the user's).
+
+    The framework's ``host_service`` is asked for bars if it is an IbHostService; else one is made of the settings.
+    """
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class DataDomainInterface:
         settings: Settings | None = None,
     ) -> None:
         self.orchestrator = orchestrator
-        self._provider = DataOperationProvider(_connector(manager, settings))
+        self._provider = DataOperationProvider(_connector(orchestrator, manager, settings))
         self.progress_renderer = self._provider.renderer()
 
     async def execute_data_load(
@@ -53,7 +54,7 @@ class DataDomainInterface:
         operation = self._provider.operation(self._provider.validate(asked))
         bars: pd.DataFrame = await self.orchestrator.execute_operation(
             operation,
-            self._perform_data_load,
+            self._provider.perform,
             self.progress_renderer,
             progress_callback=progress_callback,
             summarise=self._provider.summarise,
@@ -62,23 +63,19 @@ class DataDomainInterface:
 
     async def aclose(self) -> None:
         """Close the connections to the host, if they are this interface's alone."""
-        await self._provider.connector.manager.host.aclose()
-
-    async def _perform_data_load(
-        self,
-        operation: AsyncOperation,
-        progress_manager: GenericProgressManager,
-        cancellation_token: CancellationToken,
-        attempt: Attempt,
-    ) -> Any:
-        return await self._provider.perform(operation, progress_manager, cancellation_token, attempt)
+        host = self._provider.connector.manager.host
+        if host is not self.orchestrator.host_service:
+            await host.aclose()
 
 
-def _connector(manager: DataManager | None, settings: Settings | None) -> DataSystemConnector:
+def _connector(
+    orchestrator: AsyncOrchestrationFramework, manager: DataManager | None, settings: Settings | None
+) -> DataSystemConnector:
     if manager is not None:
         return DataSystemConnector(manager)
     if settings is None:
         from ktrdr_ops.settings import load_settings
 
         settings = load_settings()
-    return DataSystemConnector.from_settings(settings)
+    host = orchestrator.host_service
+    return DataSystemConnector.from_settings(settings, host=host if isinstance(host, IbHostService) else None)

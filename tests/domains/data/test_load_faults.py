@@ -36,6 +36,7 @@ async def test_a_failed_load_names_its_segments_and_the_same_command_asks_for_th
     with pytest.raises(DataServiceError, match="Data load failed for TEST: 1 of 4 segments: 2011-01-03") as failed:
         await load(app)
     assert failed.value.code == "data_load_failed"
+    assert "final" not in failed.value.details
     shown = await app.show("data_load_TEST_1d")
     assert shown["status"] == "failed"
     assert shown["result"]["segments"] == {"total": 4, "fetched": 3, "failed": 1}
@@ -97,8 +98,9 @@ async def test_a_host_that_refuses_the_connection_fails_fast_with_a_hint(opened)
 
 
 async def test_an_unknown_symbol_is_final_and_named(app):
-    with pytest.raises(UnknownSymbol, match="does not know NOPE: Symbol NOPE not found"):
+    with pytest.raises(UnknownSymbol, match="does not know NOPE: Symbol NOPE not found") as unknown:
         await load(app, symbol="NOPE")
+    assert unknown.value.details["final"] is True
 
 
 async def test_a_timeframe_that_the_host_does_not_have_is_an_error_and_no_data_is_made_up(app):
@@ -233,8 +235,9 @@ async def test_a_segment_before_the_head_is_asked_for_from_the_head_on(app, host
 async def test_an_answer_without_data_but_with_a_422_is_final(app, host):
     body = b'{"detail": [{"type": "x", "loc": ["body", "end"], "msg": "bad date", "input": ""}]}'
     host.fault = once(answers(body, "422 Unprocessable Entity"))
-    with pytest.raises(DataServiceError, match="end: bad date"):
+    with pytest.raises(DataServiceError, match="end: bad date") as refused:
         await load(app)
+    assert refused.value.details["final"] is True
     assert len(host.asked) == 1
 
 

@@ -265,7 +265,10 @@ class _Load:
             ) from error
         except HostRefused as error:
             raise DataServiceError(
-                f"Data load failed for {asked.symbol}: {error.message}", hint=error.hint, result=self._partial()
+                f"Data load failed for {asked.symbol}: {error.message}",
+                hint=error.hint,
+                final=True,
+                result=self._partial(),
             ) from error
         value, publication = await asyncio.to_thread(self._kept, segment, answer)
         value["requests"] = self.caller.requests - before
