@@ -34,7 +34,7 @@ class _ToScreen(logging.Handler):
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         try:
             self._screen.write(paint(text, "warn") if record.levelno >= logging.WARNING else text)
-        except OSError:
+        except (OSError, ValueError):  # nobody reads it, or it is closed: whoever logs goes on all the same
             self.handleError(record)
 
 

@@ -31,17 +31,6 @@ from tests.core.journal.test_verify import meddle
 APART, SLOT = 4096, 112
 
 
-@pytest.fixture
-def logged(caplog, monkeypatch):
-    """What is logged, wherever the command line has sent it before."""
-    ours = logging.getLogger("ktrdr_ops")
-    caplog.set_level(logging.WARNING, "ktrdr_ops")
-    monkeypatch.setattr(ours, "propagate", False)
-    ours.addHandler(caplog.handler)
-    yield caplog
-    ours.removeHandler(caplog.handler)
-
-
 async def step(journal, claim, name: str) -> None:
     await journal.append(Say((draft(claim.operation_id, claim.attempt, StepCompleted(name=name)),)))
 
@@ -189,7 +178,7 @@ async def test_a_journal_whose_anchor_is_gone_says_so_and_adopts_one(tmp_path):
     await journal.aclose()
 
 
-async def test_an_anchor_that_cannot_be_kept_is_said_once_and_stops_nobody(tmp_path, logged):
+async def test_an_anchor_that_cannot_be_kept_is_said_once_and_stops_nobody(tmp_path, caplog):
     path = tmp_path / "journal.db"
     anchor_path(path).mkdir()
     journal = open_journal(path)
@@ -198,7 +187,7 @@ async def test_an_anchor_that_cannot_be_kept_is_said_once_and_stops_nobody(tmp_p
         await step(journal, claim, str(number))
     assert (await journal.head()).position == 7
     await journal.aclose()
-    said = [record.getMessage() for record in logged.records if "cannot be kept" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "cannot be kept" in record.getMessage()]
     assert len(said) == 1
     assert [problem.kind for problem in (await verify_file(path)).problems] == ["anchor"]
 
@@ -329,7 +318,7 @@ async def test_a_tailer_sees_that_another_file_took_the_journals_place(tmp_path)
     await reader.aclose()
 
 
-async def test_cancels_get_through_after_the_journal_went_back_or_could_not_be_read(tmp_path, logged):
+async def test_cancels_get_through_after_the_journal_went_back_or_could_not_be_read(tmp_path, caplog):
     path = tmp_path / "journal.db"
     journal = open_journal(path)
     claim = await started(journal)
@@ -348,7 +337,7 @@ async def test_cancels_get_through_after_the_journal_went_back_or_could_not_be_r
         while watch._head[0] < 3:
             await asyncio.sleep(0.005)
         put_back(path, tmp_path / "copy.db")
-        while not any("went back" in record.getMessage() for record in logged.records):
+        while not any("went back" in record.getMessage() for record in caplog.records):
             await asyncio.sleep(0.005)
     anchor_anew(path, Anchored(bytes.fromhex((await journal.head()).incarnation), 2, b"?" * 32))
     anchor_path(path).write_bytes(b"")
@@ -359,7 +348,7 @@ async def test_cancels_get_through_after_the_journal_went_back_or_could_not_be_r
     assert [asked.requested_by for asked in told] == ["somebody"]
 
 
-async def test_a_reading_error_does_not_end_the_watch_for_cancels(journal, logged):
+async def test_a_reading_error_does_not_end_the_watch_for_cancels(journal, caplog):
     claim = await started(journal)
     arrived = threading.Event()
     watch = CancelWatch(journal)
@@ -376,7 +365,7 @@ async def test_a_reading_error_does_not_end_the_watch_for_cancels(journal, logge
     await journal.append(Cancel(claim.operation_id, "somebody", "enough", journal.owner()))
     assert await asyncio.to_thread(arrived.wait, 10)
     watch.remove(claim.operation_id)
-    assert [record.levelno for record in logged.records if "cannot be read" in record.getMessage()] == [logging.ERROR]
+    assert [record.levelno for record in caplog.records if "cannot be read" in record.getMessage()] == [logging.ERROR]
 
 
 WRITER = textwrap.dedent("""
