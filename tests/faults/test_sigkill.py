@@ -222,6 +222,7 @@ def test_a_writer_that_acknowledges_before_the_commit_is_caught(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_was_acknowledged_survives_a_thousand_kills(tmp_path):
     assert run(tmp_path, 1000) == []
 
