@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 
@@ -162,24 +163,24 @@ async def trials(path: Path, count: int) -> list[str]:
     journal = await asyncio.to_thread(open_journal, path, clock=lambda: mine[kind]())
     found: list[str] = []
     ends: Counter[str] = Counter()
-    with ForkServer(__name__) as server:
-        for number in range(count):
-            kind, theirs = random_.choice(KINDS), random_.choice(KINDS)
-            key = f"work{random_.randrange(KEYS)}"
-            child = server.fork(owner, str(path), key, theirs, random_.randrange(1 << 32))
-            operation_id, _ = await asyncio.to_thread(child.line)
-            wrong = await neither_stolen(journal, operation_id)
-            how = random_.choice(("killed", "killed", "cancelled"))
-            ends[how] += 1
-            if how == "killed":
-                child.kill()
-                wrong += await nor_immortal(journal, operation_id)
-            else:
-                wrong += await cancelled(journal, child, operation_id)
-            found += [f"{number}: {one} (owner's clock {theirs}, ours {kind})" for one in wrong]
-    found += await in_order(journal)
-    head = await journal.head()
-    await journal.aclose()
+    async with aclosing(journal):
+        with ForkServer(__name__) as server:
+            for number in range(count):
+                kind, theirs = random_.choice(KINDS), random_.choice(KINDS)
+                key = f"work{random_.randrange(KEYS)}"
+                child = server.fork(owner, str(path), key, theirs, random_.randrange(1 << 32))
+                operation_id, _ = await asyncio.to_thread(child.line)
+                wrong = await neither_stolen(journal, operation_id)
+                how = random_.choice(("killed", "killed", "cancelled"))
+                ends[how] += 1
+                if how == "killed":
+                    child.kill()
+                    wrong += await nor_immortal(journal, operation_id)
+                else:
+                    wrong += await cancelled(journal, child, operation_id)
+                found += [f"{number}: {one} (owner's clock {theirs}, ours {kind})" for one in wrong]
+        found += await in_order(journal)
+        head = await journal.head()
     print(
         f"\nFAULTS clock: {count} attempts under clocks {', '.join(KINDS)}, {dict(ends)}, {head.position} events, "
         f"{len(found)} problems, {time.monotonic() - began:.0f} s, seed {first}"
@@ -220,12 +221,12 @@ def judge_by_wall_time(monkeypatch, now: Clock) -> None:
 async def test_an_owner_judged_by_wall_time_is_robbed_or_immortal(tmp_path, monkeypatch, theirs):
     judge_by_wall_time(monkeypatch, utc_now)
     journal = await asyncio.to_thread(open_journal, tmp_path / "journal.db")
-    with ForkServer(__name__) as server:
-        child = server.fork(owner, str(tmp_path / "journal.db"), "work", theirs, 1)
-        operation_id, _ = await asyncio.to_thread(child.line)
-        if theirs == "behind":
-            assert "an owner that lives was settled" in await neither_stolen(journal, operation_id)
-        else:
-            child.kill()
-            assert "an owner that is dead was not settled" in await nor_immortal(journal, operation_id)
-    await journal.aclose()
+    async with aclosing(journal):
+        with ForkServer(__name__) as server:
+            child = server.fork(owner, str(tmp_path / "journal.db"), "work", theirs, 1)
+            operation_id, _ = await asyncio.to_thread(child.line)
+            if theirs == "behind":
+                assert "an owner that lives was settled" in await neither_stolen(journal, operation_id)
+            else:
+                child.kill()
+                assert "an owner that is dead was not settled" in await nor_immortal(journal, operation_id)

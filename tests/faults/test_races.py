@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
@@ -97,12 +97,14 @@ def races(path: Path, count: int, processes: int) -> None:
 
 
 async def hold_races(journal: Journal, count: int) -> None:
-    report = await verify(journal)
-    assert report.problems == ()
-    starts = await journal.rows("SELECT count(*), count(DISTINCT attempt) FROM events WHERE type = 'attempt_started'")
-    assert starts[0] == (count + 1, count + 1)
-    assert await stale(journal) == 0
-    await journal.aclose()
+    async with aclosing(journal):
+        report = await verify(journal)
+        assert report.problems == ()
+        starts = await journal.rows(
+            "SELECT count(*), count(DISTINCT attempt) FROM events WHERE type = 'attempt_started'"
+        )
+        assert starts[0] == (count + 1, count + 1)
+        assert await stale(journal) == 0
 
 
 async def stale(journal: Journal) -> int:
@@ -172,17 +174,17 @@ async def zombies(path: Path, count: int, *, unfenced: bool = False) -> int:
     journal = open_journal(path, gate_seconds=0.1)
     held = 0
     answers: Counter[str] = Counter()
-    with ForkServer(__name__) as server:
-        owner = server.fork(zombie, str(path), unfenced)
-        for number in range(count):
-            owner.tell(str(number + 1))
-            operation_id = (await asyncio.to_thread(owner.line))[0]
-            held += await rob(journal, owner, operation_id, random_)
-            answers[(await asyncio.to_thread(owner.line))[0]] += 1
-        report = await verify(journal)
-        assert report.problems == ()
-    found = await stale(journal)
-    await journal.aclose()
+    async with aclosing(journal):
+        with ForkServer(__name__) as server:
+            owner = server.fork(zombie, str(path), unfenced)
+            for number in range(count):
+                owner.tell(str(number + 1))
+                operation_id = (await asyncio.to_thread(owner.line))[0]
+                held += await rob(journal, owner, operation_id, random_)
+                answers[(await asyncio.to_thread(owner.line))[0]] += 1
+            report = await verify(journal)
+            assert report.problems == ()
+        found = await stale(journal)
     print(
         f"\nFAULTS zombies{', mutant' if unfenced else ''}: {count} stopped owners robbed, {dict(answers)}, "
         f"{held} held the gate and were named, {found} stale appends, {time.monotonic() - began:.0f} s, seed {first}"
