@@ -60,8 +60,7 @@ def disk_failed(error: Exception, path: Path) -> JournalError | None:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite.SQLITE_FULL:
         return JournalFull(f"no room for the journal {path}", hint="Free some space on that disk.")
-    no_log = code == sqlite.SQLITE_CANTOPEN and not Path(f"{os.path.realpath(path)}-wal").exists()
-    if code == sqlite.SQLITE_IOERR or no_log:
+    if code in (sqlite.SQLITE_IOERR, sqlite.SQLITE_CANTOPEN):
         return JournalError(f"{path} could not be read: {error}", hint="Is its disk full, or failing? ktrdr-ops doctor")
     return None
 

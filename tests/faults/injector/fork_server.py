@@ -6,6 +6,7 @@ injector there and lets it go. A run costs some milliseconds instead of a second
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -33,6 +34,11 @@ class Fault:
     times: int = 1
     torn: bool = False
     reads: bool = False
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.error, "SIGKILL")
+        often = "for ever" if self.times == FOR_EVER else f"{self.times} x"
+        return f"{name} {often}{' torn' * self.torn}{' reading' * self.reads}"
 
 
 @dataclass(frozen=True)

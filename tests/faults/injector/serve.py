@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -31,6 +32,7 @@ def main(root: Path) -> None:
     for line in sys.stdin:
         answers.write(json.dumps(answer(json.loads(line), root)) + "\n")
         answers.flush()
+    shutil.rmtree(root, ignore_errors=True)  # also when the test was killed
 
 
 def answer(request: dict[str, Any], root: Path) -> dict[str, Any]:
