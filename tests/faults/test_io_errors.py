@@ -54,7 +54,7 @@ def test_an_error_at_many_calls_of_each_life_cycle_is_loud_and_loses_nothing(ser
 
 @pytest.mark.full
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("fault", (*FAULTS, *TORN, *READS), ids=str)
+@pytest.mark.parametrize("fault", [*FAULTS, *TORN, *READS], ids=str)
 def test_an_error_at_each_call_of_each_life_cycle_is_loud_and_loses_nothing(server, fault):
     assert failing(server, (fault,), 1).runs > 600
 
