@@ -147,6 +147,7 @@ class ForkServer:
 
     def __init__(self, *modules: str) -> None:
         self._children: list[Child] = []
+        self._preload = os.environ.get("LD_PRELOAD", "")
         self.ask({"import": modules})
 
     def __enter__(self) -> ForkServer:
@@ -173,7 +174,7 @@ class ForkServer:
 
     def ask(self, request: dict[str, Any], handles: Iterable[int] = ()) -> int:
         """One request to the server, answered by a number."""
-        link = _link()
+        link = _link(self._preload)
         socket.send_fds(link, [json.dumps(request).encode()], list(handles))
         answer: int = json.loads(link.recv(1 << 16))
         return answer
@@ -189,10 +190,11 @@ class ForkServer:
 
 
 @functools.cache
-def _link() -> socket.socket:
-    """The way to the one server of this test process, which ends with it."""
+def _link(preload: str) -> socket.socket:
+    """The way to this test process's one server with a preloaded library (or none), which ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment["LD_PRELOAD"] = preload
     command = [sys.executable, "-m", __name__, str(theirs.fileno())]
     server = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, cwd=ROOT)
     theirs.close()
