@@ -96,12 +96,14 @@ def load_settings(
                 chosen[name] = _checked(name, value, origin)
                 origins[name] = origin
     settings = Settings(**chosen, origins=origins)
-    return _in_sandbox(settings) if settings.sandbox else settings
+    return _in_sandbox(settings, "sandbox" in layers[1][1]) if settings.sandbox else settings
 
 
-def _in_sandbox(settings: Settings) -> Settings:
-    """Everything apart from the real store. A journal or folder that was named by a flag or variable stays."""
-    named = {name for name, origin in settings.origins.items() if origin in ("flag", "environment")}
+def _in_sandbox(settings: Settings, in_environment: bool) -> Settings:
+    """Everything apart from the real store. A journal or folder that a flag names stays; one that a variable names only
+    where a variable asks for the sandbox too: else it is meant for real work."""
+    meant = ("flag", "environment") if in_environment else ("flag",)
+    named = {name for name, origin in settings.origins.items() if origin in meant}
     home = _home() / "sandbox"
     if "journal" in named:
         home = settings.journal.parent

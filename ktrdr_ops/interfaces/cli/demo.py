@@ -66,9 +66,7 @@ def _demo(
         sign = paint("✓", "good") if ok else paint("✗", "bad")
         context.out.write(f"\n{sign} {held} of {len(story.claims)} statements hold, in {seconds:.0f} s")
         if keep:
-            context.out.write(
-                f"  look around: KTRDR_OPS_JOURNAL={safe(folder / 'journal.db')} ktrdr-ops --sandbox list"
-            )
+            context.out.write(f"  look around: ktrdr-ops --sandbox --journal {safe(folder / 'journal.db')} list")
     return 0 if ok else OperationFailed.exit_code
 
 
@@ -133,7 +131,8 @@ class Story:
         """A command as a process of its own, as a person would type it. It does not outlive the block."""
         self.say(f"  $ ktrdr-ops --sandbox {' '.join(words)}")
         own = {name: value for name, value in os.environ.items() if not name.startswith("KTRDR_OPS_")}
-        own |= {"KTRDR_OPS_JOURNAL": str(self.folder / "journal.db"), "XDG_CONFIG_HOME": str(self.folder)}
+        own |= {"KTRDR_OPS_JOURNAL": str(self.folder / "journal.db"), "KTRDR_OPS_SANDBOX": "true"}
+        own["XDG_CONFIG_HOME"] = str(self.folder)
         package = str(Path(ktrdr_ops.__file__).parents[1])
         own["PYTHONPATH"] = os.pathsep.join(filter(None, [package, own.get("PYTHONPATH")]))
         process = await asyncio.create_subprocess_exec(
