@@ -29,7 +29,7 @@ from ktrdr_ops.core.errors import KtrdrOpsError, OperationCancelledException, Op
 from ktrdr_ops.core.events import Event, Noted, Progressed, StepCompleted, Submitted
 from ktrdr_ops.core.journal import engine, maintenance, schema, writer
 from ktrdr_ops.core.journal.decisions import Cancel, Claim, Draft, Note, Resume, Say, Start, draft
-from ktrdr_ops.core.journal.journal import Journal, open_journal
+from ktrdr_ops.core.journal.journal import Journal, _version, open_journal
 from ktrdr_ops.core.journal.ownership import lock_file
 from ktrdr_ops.core.journal.verify import verify, verify_file
 from ktrdr_ops.core.orchestration import AsyncOperation, AsyncOrchestrationFramework
@@ -299,7 +299,7 @@ def _to_next_schema(folder: Path) -> None:
     try:
         connection = engine.connect(path)
         try:
-            found = schema.version(connection)
+            found = _version(connection, path)
             if found != NEXT:
                 schema.migrate(connection, lock, found, scripts=folder.parent / "migrations")
         finally:

@@ -12,6 +12,8 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +78,49 @@ def connect(path: Path, *, readonly: bool = False, immutable: bool = False) -> A
     except sqlite.OperationalError as error:
         raise JournalRefused(f"{path} cannot be opened: {error}", hint=_hint(path)) from error
     try:
-        _configure(connection, readonly=readonly)
+        with _log_kept(connection, path, readonly=readonly):
+            _configure(connection, readonly=readonly)
     except sqlite.OperationalError as error:
-        connection.close()
         if error.sqlite_errorcode & 0xFF == sqlite.SQLITE_FULL:
             raise JournalFull(
                 f"no room for the journal {path}", hint="Free some space on that disk; nothing was started."
             ) from error
         raise JournalRefused(f"{path} cannot be used as a journal: {error}", hint=_hint(path)) from error
     except sqlite.DatabaseError as error:
-        connection.close()
         raise JournalRefused(f"{path} cannot be used as a journal: {error}", hint=_hint(path)) from error
     return connection
+
+
+@contextmanager
+def _log_kept(connection: Any, path: Path, *, readonly: bool) -> Iterator[None]:
+    """Close the connection when what is done inside fails, without the loss of the log.
+
+    When the last connection that may write closes, SQLite copies the log into the database and deletes it. It has
+    deleted logs that it had not been able to read, acknowledged events and all: the shared memory's file could not be
+    enlarged, then not be opened for writing. While one that only reads is open too, a close is not the last.
+    """
+    reading = None
+    try:
+        if not readonly and _has_log(path):
+            reading = sqlite.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_MS / 1000)
+            reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        yield
+    except BaseException:
+        connection.close()
+        raise
+    finally:
+        if reading is not None:
+            reading.close()
+
+
+def _has_log(path: Path) -> bool:
+    """Whether there is a log to keep. Where a rollback journal is left of the file's making, there is none yet, and
+    only a connection that may write can read."""
+    real = os.path.realpath(path)
+    try:
+        return os.path.getsize(f"{real}-wal") > 0 and not os.path.exists(f"{real}-journal")
+    except OSError:
+        return False
 
 
 def _configure(connection: Any, *, readonly: bool) -> None:
