@@ -147,7 +147,7 @@ class AsyncApp:
 
         if self._pool is None:
             self._pool = HttpPool()
-        self.settings = prepared(self.settings)
+        self.settings = prepared(self.settings, domain.hosts)
         return domain.providers(DomainContext(self.settings, self._pool, self.journal.clock, self.settings.sandbox))
 
     async def run(

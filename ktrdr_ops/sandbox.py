@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from ktrdr_ops.settings import Settings
 ORIGIN = "sandbox"
 
 
-def prepared(settings: Settings, *, latency: float | None = None) -> Settings:
+def prepared(settings: Settings, hosts: Sequence[str] = ("ib_host_url",), *, latency: float | None = None) -> Settings:
     """The settings with the address of this sandbox's data host, which is started if it does not run; others as they
     are. Waits until it answers, about a second. Raises HostUnavailable when it does not come up.
 
     ``latency``: seconds that each of its answers takes longer; None takes the host that runs as it is.
     """
-    if not settings.sandbox:
+    if not settings.sandbox or "ib_host_url" not in hosts:
         return settings
     from ktrdr_ops.hosts.sandbox import ensure_data_host
 

@@ -46,9 +46,18 @@ T = TypeVar("T")
 
 RunChild = Callable[..., Awaitable[Json]]
 
+GRACE_SECONDS = 0.25
+PATIENCE_SECONDS = 600.0
+INPUTS = "inputs"
+"""The step that says what the operation was made from."""
+
 
 class Attempt:
-    """One process's try at an operation. Operation functions get it as their fourth argument."""
+    """One process's try at an operation. Operation functions get it as their fourth argument.
+
+    ``grace_seconds``: how long the function may take to stop by itself after a cancel before its task is cancelled.
+    ``patience``: seconds that it waits for a host that is absent or busy, each time.
+    """
 
     def __init__(
         self,
@@ -58,6 +67,7 @@ class Attempt:
         token: CancellationToken,
         objects: ObjectStore,
         run_child: RunChild,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.operation = operation
         self.number = claim.attempt
@@ -69,6 +79,8 @@ class Attempt:
         self._steps: dict[str, Json] = {}
         self._checkpoint: Checkpointed | None = None
         self._run_child = run_child
+        self.grace_seconds = GRACE_SECONDS
+        self.patience = patience
 
     async def take_over(self, claim: Claim) -> None:
         """Learn what earlier attempts left: the values of completed steps, and the last checkpoint."""
@@ -104,6 +116,15 @@ class Attempt:
         facts = [_published(publication) for publication in publish]
         await self._state(*facts, StepCompleted(name=name, value=stored))
         self._steps[name] = stored
+
+    async def uses(self, *inputs: Mapping[str, Json]) -> None:
+        """Record what the operation was made from, once: the step ``inputs``, which lineage walks.
+
+        Each says ``kind`` and ``key``; ``sha256`` (canonical), ``object`` and ``operation_id`` of what published it,
+        None where that is not known; and ``evidence``: how it is known that just this was read.
+        """
+        if INPUTS not in self._steps:
+            await self.complete_step(INPUTS, [dict(one) for one in inputs])
 
     async def publish(self, *publications: Publication) -> list[Artifact]:
         """Record what is in the object store already. Durable on return; raises JournalCorrupt when it is not there."""

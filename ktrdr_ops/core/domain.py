@@ -115,6 +115,7 @@ class Domain:
 
     ``fields`` are the context fields that lists can be filtered by; ``providers`` makes the providers by operation
     type when the first operation of the domain is about to run; ``renderer`` is what listing and replay need.
+    ``hosts`` are the settings that name the host services which it talks to: the sandbox has its own in their places.
     """
 
     name: str
@@ -124,3 +125,4 @@ class Domain:
     renderer: Callable[[str], ProgressRenderer]
     commands: tuple[Command, ...] = ()
     fields: tuple[str, ...] = field(default=())
+    hosts: tuple[str, ...] = field(default=())

@@ -37,7 +37,7 @@ class KtrdrOpsError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str | None = None, *, hint: str | None = None, **details: Any) -> None:
-        self.message = message or (type(self).__doc__ or "").strip()
+        self.message = message or (type(self).__doc__ or "").partition("\n")[0].strip()
         self.hint = hint
         self.details = details
         super().__init__(self.message)
@@ -81,7 +81,11 @@ class OperationCancelledException(KtrdrOpsError):
 
 
 class OperationInterrupted(KtrdrOpsError):
-    """The operation was interrupted; another attempt can go on."""
+    """The operation was interrupted; another attempt can go on.
+
+    An operation function raises it where nobody can say what became of its work; with the detail ``final=True`` no
+    later attempt goes on.
+    """
 
     code = "interrupted"
     exit_code = 9

@@ -195,12 +195,14 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interrupted:
-    """The attempt ended without a result: its process is gone, or was told to go."""
+    """The attempt ended without a result: its process is gone, or was told to go, or nobody can say what became of its
+    work. ``final``: no later attempt can go on from it."""
 
     type: ClassVar[str] = "interrupted"
     event_class: ClassVar[EventClass] = "terminal"
     version: ClassVar[int] = 1
     reason: str
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

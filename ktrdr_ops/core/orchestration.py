@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ktrdr_ops.core.artifacts import ObjectStore
-from ktrdr_ops.core.attempt import Attempt
+from ktrdr_ops.core.attempt import GRACE_SECONDS, PATIENCE_SECONDS, Attempt
 from ktrdr_ops.core.calling import called
 from ktrdr_ops.core.cancellation import CancellationSystem, CancellationToken
 from ktrdr_ops.core.clock import micros, moment
@@ -33,6 +33,7 @@ from ktrdr_ops.core.errors import (
     KeyIsLive,
     KtrdrOpsError,
     OperationCancelledException,
+    OperationInterrupted,
     OperationNotFound,
 )
 from ktrdr_ops.core.events import Cancelled, CancelRequested, Completed, Failed, Interrupted, Json, Submitted
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.domain import OperationProvider
     from ktrdr_ops.core.host_service import AsyncHostService
 
-GRACE_SECONDS = 0.25
-"""How long a cancelled operation function may take to stop by itself before its task is cancelled."""
 _LAST_TRIES = 3
 
 _ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
@@ -80,13 +79,15 @@ class AsyncOperation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
     """How to begin: ``fresh`` starts anew, ``resume`` names the operation to go on with, ``steal`` takes it over;
-    ``after`` resumes only if this is still its last attempt."""
+    ``after`` resumes only if this is still its last attempt. ``wait``: seconds that it waits for a host that is absent
+    or busy, each time."""
 
     fresh: bool = False
     resume: str | None = None
     steal: bool = False
     reason: str = "resumed"
     after: int | None = None
+    wait: float = PATIENCE_SECONDS
 
 
 def digest(parameters: Mapping[str, Json]) -> str:
@@ -150,7 +151,7 @@ class AsyncOrchestrationFramework:
         self.cancellation_system.name_token(token, claim.operation_id, readable)
         self._watch.add(claim.operation_id, claim.position, self._canceller(token))
         try:
-            attempt = Attempt(operation, claim, self.journal, token, self.objects, self._run_child)
+            attempt = Attempt(operation, claim, self.journal, token, self.objects, self._run_child, how.wait)
             progress = self.progress_manager.bound(
                 renderer=progress_renderer,
                 sink=attempt.progressed,
@@ -193,6 +194,7 @@ class AsyncOrchestrationFramework:
         steal: bool = False,
         reason: str = "resumed",
         after: int | None = None,
+        wait: float = PATIENCE_SECONDS,
         progress_callback: ProgressCallback | None = None,
     ) -> Any:
         """Another attempt at an operation, with the parameters that it was asked with. With ``after``, raises
@@ -203,7 +205,7 @@ class AsyncOrchestrationFramework:
                 f"{operation_id} was started with a secret, which the journal does not keep",
                 hint="Start it again with the same parameters: that goes on with it.",
             )
-        how = How(resume=operation_id, steal=steal, reason=reason, after=after)
+        how = How(resume=operation_id, steal=steal, reason=reason, after=after, wait=wait)
         return await self.run(
             asked.operation_type,
             asked.parameters,
@@ -301,10 +303,13 @@ class AsyncOrchestrationFramework:
         except (OperationCancelledException, asyncio.CancelledError) as error:
             if not token.is_cancelled():
                 token.cancel(str(error) or "its task was cancelled", "task")
-            await shielded(self._stopped(attempt))
+            await shielded(self._stopped(attempt, error))
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise stop_error(attempt, error) from None
+        except OperationInterrupted as error:
+            await shielded(self._lost(attempt, error))
+            raise
         except Exception as error:  # whatever an operation function raises is recorded, then raised again
             if attempt.is_over(error):
                 attempt.progress.end_operation("The journal refused this attempt")
@@ -325,10 +330,10 @@ class AsyncOrchestrationFramework:
         stop = asyncio.ensure_future(token.wait())
         try:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            for _ in range(_LAST_TRIES):
+            for number in range(_LAST_TRIES):
                 if task.done():
                     break
-                await asyncio.wait({task}, timeout=GRACE_SECONDS)
+                await asyncio.wait({task}, timeout=GRACE_SECONDS if number else attempt.grace_seconds)
                 task.cancel()
             if not task.done():
                 await asyncio.wait({task})
@@ -350,7 +355,7 @@ class AsyncOrchestrationFramework:
                 f"{attempt.operation.operation_id} was cancelled: {token.reason}"
             ) from None
 
-    async def _stopped(self, attempt: Attempt) -> None:
+    async def _stopped(self, attempt: Attempt, error: BaseException) -> None:
         token = attempt.token
         if token.interrupting:
             await ended(attempt, Interrupted(reason=token.reason or "told to go"))
@@ -360,8 +365,19 @@ class AsyncOrchestrationFramework:
         # Never negative: the clock may have been set back since, and it may be another process's.
         latency = None if requested is None else max(micros(attempt.now()) - micros(requested), 0) / 1000
         by, reason = token.requested_by or "caller", token.reason or "cancelled"
-        await ended(attempt, Cancelled(requested_by=by, reason=reason, latency_ms=latency))
+        confirmed = not isinstance(error, OperationCancelledException) or error.details.get("confirmed") is not False
+        fact = Cancelled(requested_by=by, reason=reason, latency_ms=latency, confirmed=confirmed)
+        await ended(attempt, fact)
         attempt.progress.end_operation("Operation cancelled")
+
+    async def _lost(self, attempt: Attempt, error: OperationInterrupted) -> None:
+        """The function cannot say what became of its work. That a child's cannot makes this one fail."""
+        own = attempt.operation.operation_id
+        if error.details.setdefault("operation_id", own) == own:
+            await ended(attempt, Interrupted(reason=error.message, final=bool(error.details.get("final"))))
+            attempt.progress.end_operation("Operation interrupted")
+        else:
+            await self._failed(attempt, error)
 
     async def _failed(self, attempt: Attempt, error: Exception) -> None:
         known = isinstance(error, KtrdrOpsError)
@@ -418,7 +434,7 @@ class AsyncOrchestrationFramework:
             provider.renderer(),
             progress_callback=forward,
             summarise=provider.summarise,
-            how=How(resume=mine[-1].operation_id) if mine and not mine[-1].live else None,
+            how=How(resume=mine[-1].operation_id if mine and not mine[-1].live else None, wait=parent.patience),
         )
         return (await self.journal.state(ended[0])).result
 

@@ -50,6 +50,8 @@ def _planned(framework: AsyncOrchestrationFramework, state: OperationState) -> P
         provider = framework.resolve(state.operation_type)
     except KtrdrOpsError as error:
         return Plan(state, False, error.message, error.hint or command)
+    if state.final:
+        return Plan(state, False, str((state.error or {}).get("message")), command + " --restart")
     if not provider.resumable:
         return Plan(state, False, f"{state.operation_type} cannot go on from where it was", command + " --restart")
     if state.attempts_without_checkpoint >= MAX_ATTEMPTS_WITHOUT_CHECKPOINT:

@@ -81,6 +81,11 @@ class OperationState:
     cancellation: dict[str, Json] | None = None
 
     @property
+    def final(self) -> bool:
+        """Whether it was interrupted in a way that no later attempt can go on from."""
+        return self.status == "interrupted" and bool((self.error or {}).get("final"))
+
+    @property
     def live(self) -> bool:
         """Whether the events say that somebody works on it, or will."""
         return self.status in LIVE
@@ -204,7 +209,9 @@ def _cancelled(state: OperationState, fact: Cancelled, event: Event) -> dict[str
 
 
 def _interrupted(state: OperationState, fact: Interrupted, event: Event) -> dict[str, Any]:
-    error = {"code": "interrupted", "message": fact.reason, "hint": None}
+    error: dict[str, Json] = {"code": "interrupted", "message": fact.reason, "hint": None}
+    if fact.final:
+        error["final"] = True
     return {**_ended("interrupted", event), "error": error}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from ktrdr_ops.core.errors import KeyIsLive, OperationFinished, OperationNotFound, OwnershipLost
+from ktrdr_ops.core.errors import KeyIsLive, OperationFinished, OperationInterrupted, OperationNotFound, OwnershipLost
 from ktrdr_ops.core.events import (
     Archived,
     AttemptStarted,
@@ -284,6 +284,13 @@ def _interrupted(state: OperationState, reason: str) -> Draft:
 def _claim(
     decision: Decision, state: OperationState, owner: Owner, reason: str, parent_id: str | None = None
 ) -> Decision:
+    if state.final:
+        raise OperationInterrupted(
+            f"{state.operation_id} cannot go on: {(state.error or {}).get('message')}",
+            hint=f"Do all of it afresh: ktrdr-ops resume {state.operation_id} --restart",
+            operation_id=state.operation_id,
+            final=True,
+        )
     attempt = state.attempt + 1
     return _claimed(decision, state.operation_id, attempt, owner, reason, resumed=attempt > 1, parent_id=parent_id)
 

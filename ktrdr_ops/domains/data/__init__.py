@@ -52,6 +52,7 @@ domain = Domain(
     providers=_providers,
     renderer=_renderer,
     fields=("symbol", "timeframe", "mode"),
+    hosts=("ib_host_url",),
     commands=(
         Command(
             name="load",
