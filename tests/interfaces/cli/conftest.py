@@ -49,6 +49,16 @@ class Running:
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
+    def line(self) -> str:
+        """The next line of its stdout, and nothing behind it: the rest is for ``ended``."""
+        assert self.process.stdout is not None
+        read = b""
+        while not read.endswith(b"\n"):
+            one = os.read(self.process.stdout.fileno(), 1)
+            assert one, "it ended"
+            read += one
+        return read.decode()
+
     def ended(self) -> Ran:
         out, err = self.process.communicate(timeout=DEADLINE)
         return Ran(self.process.returncode, out, err)

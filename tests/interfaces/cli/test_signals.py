@@ -158,6 +158,7 @@ def test_watch_settles_an_owner_that_dies(cli):
     watching = cli.start("watch", "@running", "--json")
     note = cli("note", "@running", "look here", "--json")
     assert note.code == 0
+    assert watching.line(), "it watches"
     running.signal(signal.SIGKILL)
     ran = watching.ended()
     assert ran.code == 9
