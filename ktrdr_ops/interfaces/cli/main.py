@@ -15,7 +15,19 @@ from ktrdr_ops.interfaces.cli import frame
 
 HELP = "Long operations on market data that survive: every step is an event in one journal."
 
-ROOMS = ("demo", "starting", "looking", "watching", "replaying", "stopping", "journal", "doctor", "config", "sandbox")
+ROOMS = (
+    "demo",
+    "starting",
+    "looking",
+    "watching",
+    "replaying",
+    "comparing",
+    "stopping",
+    "journal",
+    "doctor",
+    "config",
+    "sandbox",
+)
 """The files of this folder that bring commands, in the order of the help; each has ``register(cli)``."""
 
 

@@ -42,6 +42,7 @@ _ASCII = str.maketrans(
         "’": "'",
         "“": '"',
         "”": '"',
+        **dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)),
     }
 )
 

@@ -12,8 +12,13 @@ from ktrdr_ops.core.errors import HostUnavailable, InvalidValue, OperationFailed
 from ktrdr_ops.core.orchestration import AsyncOperation
 from ktrdr_ops.core.progress import ProgressRenderer, with_progress
 
-_DEFAULTS = {"pieces": 5, "pause": 0.0, "until": None, "fail": None, "stuck": None}
+_DEFAULTS = {"pieces": 5, "pause": 0.0, "until": None, "fail": None, "stuck": None, "rate": None}
 NAMES = {"good", "bad", "ugly", "slow", "one", "two", "three"}
+
+
+def lefts(rate, piece):
+    """What was left after each piece so far."""
+    return {} if rate is None else {"left": rate**piece, "lefts": [rate**one for one in range(1, piece + 1)]}
 
 
 class Words(ProgressRenderer):
@@ -51,7 +56,10 @@ class Work(OperationProvider):
         asked = operation.parameters
         done = 0
         for piece in range(1, asked["pieces"] + 1):
-            progress.update_progress(piece, f"Piece {piece}", piece, total_items=asked["pieces"])
+            told = (
+                {} if asked["rate"] is None else {"left": asked["rate"] ** piece, "lefts": lefts(asked["rate"], piece)}
+            )
+            progress.update_progress(piece, f"Piece {piece}", piece, told, total_items=asked["pieces"])
             if asked["fail"] == f"host{piece}" and f"piece {piece}" not in attempt.steps:
                 raise HostUnavailable("the toy host refused the connection", hint="Is it running?  ktrdr-ops doctor")
             if asked["fail"] == str(piece) and attempt.number == 1:
@@ -102,6 +110,7 @@ domain = Domain(
                 Option("pause", "Seconds between them", "float"),
                 Option("until", "Wait at piece 3 for this file", "path"),
                 Option("fail", "Where to fail"),
+                Option("rate", "What each piece leaves of what was left", "float"),
                 Option("stuck", "Do not stop at piece 3", choices=("thread", "deaf")),
             ),
             operation_type="toy_work",
