@@ -12,6 +12,7 @@ from ktrdr_ops.core.journal import history
 from ktrdr_ops.interfaces.cli import words
 from ktrdr_ops.interfaces.cli.documents import operation_document, reading
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
+from ktrdr_ops.interfaces.cli.journal import counted
 from ktrdr_ops.interfaces.cli.screen import paint, safe
 from ktrdr_ops.interfaces.cli.sparkline import sparkline
 
@@ -122,8 +123,8 @@ def _line(one: Compared, name: str, low: float, high: float, width: int) -> list
 
 
 def _left_out(found: Comparison) -> str:
-    counts = {"parameters": "parameters", "result": "result values", "curves": "curves"}
-    said = [f"{found.equal[part]:,} {words_}" for part, words_ in counts.items() if found.equal[part]]
+    counts = {"parameters": "parameter", "result": "result value", "curves": "curve"}
+    said = [counted(found.equal[part], what) for part, what in counts.items() if found.equal[part]]
     differs = any(found.names(part) for part in counts)
     left = paint(f"equal, and left out: {', '.join(said)}" if said else "nothing else", "dim")
     return left if differs else f"nothing differs; {left}"

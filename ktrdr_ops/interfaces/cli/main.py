@@ -22,6 +22,7 @@ ROOMS = (
     "watching",
     "replaying",
     "comparing",
+    "tracing",
     "stopping",
     "journal",
     "doctor",

@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from pathlib import Path
 
+from ktrdr_ops.core.artifacts import Publication
 from ktrdr_ops.core.domain import Command, CommandContext, CommandResult, Domain, OperationProvider, Option
 from ktrdr_ops.core.errors import HostUnavailable, InvalidValue, OperationFailed
 from ktrdr_ops.core.orchestration import AsyncOperation
 from ktrdr_ops.core.progress import ProgressRenderer, with_progress
 
-_DEFAULTS = {"pieces": 5, "pause": 0.0, "until": None, "fail": None, "stuck": None, "rate": None}
+_DEFAULTS = {
+    "pieces": 5,
+    "pause": 0.0,
+    "until": None,
+    "fail": None,
+    "stuck": None,
+    "rate": None,
+    "publish": None,
+    "use": None,
+}
 NAMES = {"good", "bad", "ugly", "slow", "one", "two", "three"}
 
 
 def lefts(rate, piece):
     """What was left after each piece so far."""
     return {} if rate is None else {"left": rate**piece, "lefts": [rate**one for one in range(1, piece + 1)]}
+
+
+async def used(attempt, name):
+    """The toy of that name as an input; one that nobody published was read all the same."""
+    found = await attempt.catalogue.latest("toy", name)
+    if found is None:
+        return {"kind": "toy", "key": name, "sha256": None, "operation_id": None, "evidence": "unknown"}
+    ours = {"sha256": found.sha256, "object": found.object, "operation_id": found.operation_id}
+    return {"kind": "toy", "key": name, **ours, "evidence": "own"}
+
+
+async def publish(attempt, name, path):
+    """A toy in a file, in two versions."""
+    for version in (b"draft of ", b"toy "):
+        content = version + name.encode()
+        object, sha256 = attempt.objects.put(content), hashlib.sha256(version).hexdigest()
+        place = {"size": len(content), "name": str(path.absolute())}
+        await attempt.publish(Publication(kind="toy", key=name, object=object, sha256=sha256, **place))
+    path.write_bytes(content)
 
 
 class Words(ProgressRenderer):
@@ -55,6 +85,8 @@ class Work(OperationProvider):
     async def perform(self, operation, progress, token, attempt):
         asked = operation.parameters
         done = 0
+        if asked["use"]:
+            await attempt.uses(*[await used(attempt, name) for name in asked["use"]])
         for piece in range(1, asked["pieces"] + 1):
             told = (
                 {} if asked["rate"] is None else {"left": asked["rate"] ** piece, "lefts": lefts(asked["rate"], piece)}
@@ -78,6 +110,8 @@ class Work(OperationProvider):
             if f"piece {piece}" not in attempt.steps:
                 done += 1
                 await attempt.complete_step(f"piece {piece}", piece * piece)
+        if asked["publish"]:
+            await publish(attempt, asked["name"], Path(asked["publish"]))
         return {"name": asked["name"], "pieces": len(attempt.steps), "done_now": done}
 
     def renderer(self):
@@ -111,6 +145,8 @@ domain = Domain(
                 Option("until", "Wait at piece 3 for this file", "path"),
                 Option("fail", "Where to fail"),
                 Option("rate", "What each piece leaves of what was left", "float"),
+                Option("publish", "Put a toy into this file", "path"),
+                Option("use", "The names of toys to use", many=True),
                 Option("stuck", "Do not stop at piece 3", choices=("thread", "deaf")),
             ),
             operation_type="toy_work",
