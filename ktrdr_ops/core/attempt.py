@@ -183,9 +183,11 @@ class Attempt:
         began = time.monotonic()  # the clock may be set while it waits
         until = None if seconds is None else micros(self.now() + timedelta(seconds=seconds))
         self._say(WaitStarted(reason=reason, until=until))
+        self.progress.wait_started()
         try:
             yield
         finally:
+            self.progress.wait_ended()
             self._say(WaitEnded(reason=reason, seconds=time.monotonic() - began))
 
     def progressed(self, state: GenericProgressState) -> None:

@@ -199,7 +199,7 @@ class AsyncHostService(ABC):
         reason, asked = problem.details["reason"], problem.details["retry_after"]
         if number >= call.tries or not (call.idempotent or reason in ("refused", "503")):
             return None
-        if reason == "refused" and self._health.last_answer_at is None:
+        if reason in _ABSENT and self._health.last_answer_at is None:
             return _QUICK_RETRY_SECONDS if number == 1 else None
         if asked is not None:
             return float(asked) if asked <= call.deadline else None

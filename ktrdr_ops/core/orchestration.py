@@ -160,7 +160,7 @@ class AsyncOrchestrationFramework:
                 callback=progress_callback,
             )
             attempt.progress = progress
-            progress.start_operation(operation)
+            progress.start_operation(await self._estimated(operation, operation.key or readable))
             return await self._run(attempt, claim, operation_func, summarise)
         finally:
             self._watch.remove(claim.operation_id)
@@ -246,6 +246,13 @@ class AsyncOrchestrationFramework:
         if self._temporary is not None:
             await self.journal.aclose()
             self._temporary.cleanup()
+
+    async def _estimated(self, operation: AsyncOperation, key: str) -> AsyncOperation:
+        """With how long it takes as past runs of its key have shown, where it does not say that itself."""
+        if operation.estimated_duration is None:
+            seconds = await history.typical_seconds(self.journal, key)
+            operation = replace(operation, estimated_duration=None if seconds is None else timedelta(seconds=seconds))
+        return operation
 
     async def _claim_whole(self, operation: AsyncOperation, how: How) -> Claim:
         """The claim; when the caller is cancelled meanwhile, what was claimed is ended: nobody would run it."""

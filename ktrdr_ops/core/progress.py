@@ -44,6 +44,8 @@ class TrackedOperation(Protocol):
     @property
     def total_steps(self) -> int: ...
     @property
+    def estimated_duration(self) -> timedelta | None: ...
+    @property
     def context(self) -> Mapping[str, Any]: ...
 
 
@@ -157,6 +159,10 @@ class GenericProgressManager:
         self._step_since: datetime | None = None
         self._estimated_at: datetime | None = None
         self._step_from = 0.0
+        self._expected: timedelta | None = None
+        self._waits = 0
+        self._waiting_since: datetime | None = None
+        self._waited = _ZERO
         self._complained: set[str] = set()
 
     @property
@@ -188,6 +194,7 @@ class GenericProgressManager:
         with self._lock:
             self._base = dict(operation.context)
             self._step_since, self._step_from, self._estimated_at = None, 0.0, None
+            self._expected, self._waited = operation.estimated_duration, _ZERO
             self._live = GenericProgressState(
                 operation_id=operation.operation_id,
                 current_step=0,
@@ -244,6 +251,20 @@ class GenericProgressManager:
         if told is not None:
             self._show(told)
 
+    def wait_started(self) -> None:
+        """It waits for something outside from now on: that is no time in which it works. Waits may overlap."""
+        with self._lock:
+            self._waits += 1
+            if self._waits == 1:
+                self._waiting_since = self._clock()
+
+    def wait_ended(self) -> None:
+        """One of the waits is over."""
+        with self._lock:
+            self._waits -= 1
+            if self._waits == 0 and self._waiting_since is not None:
+                self._waited += max(self._clock() - self._waiting_since, _ZERO)
+
     def complete_operation(self) -> None:
         """100 %, all steps, ``Operation completed``. The callback is told, the sink is not."""
         with self._lock:
@@ -292,15 +313,21 @@ class GenericProgressManager:
         return min(percentage, 100.0) if percentage > 0 else 0.0
 
     def _estimate(self, state: GenericProgressState, new_step: bool) -> None:
-        now = self._clock()
+        now = self._clock() - self._waited
         if new_step or self._step_since is None:
             self._step_since, self._step_from = now, state.percentage
         elif self._estimated_at is not None and _ZERO <= now - self._estimated_at < _ESTIMATE_EVERY:
             return  # a tight loop is not told anything new by another estimate
         self._estimated_at = now
-        state.estimated_remaining = _at_the_pace_since(
-            self._step_since, self._step_from, now, state.percentage
-        ) or _at_the_pace_since(state.start_time, 0.0, now, state.percentage)
+        state.estimated_remaining = (
+            _at_the_pace_since(self._step_since, self._step_from, now, state.percentage)
+            or _at_the_pace_since(state.start_time, 0.0, now, state.percentage)
+            or self._as_expected(state, now)
+        )
+
+    def _as_expected(self, state: GenericProgressState, now: datetime) -> timedelta | None:
+        """What past runs leave to go, until there is a pace of its own."""
+        return None if self._expected is None else max(self._expected - (now - state.start_time), _ZERO)
 
     def _merged(self, context: Mapping[str, Any]) -> dict[str, Any]:
         try:

@@ -96,13 +96,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", ABSENT)
-async def test_an_absent_host_is_unavailable_after_the_tries(name: str) -> None:
+@pytest.mark.parametrize("answered_before", [True, False])
+async def test_an_absent_host_is_unavailable_after_the_tries_and_sooner_if_it_never_answered(
+    name: str, answered_before: bool
+) -> None:
     behaviour, reason = ABSENT[name]
-    async with FaultyHost(behaviour) as host, service(host.url, tries=3, deadline=0.2) as one:
+    before = [GOOD] if answered_before else []
+    async with FaultyHost(*before, behaviour) as host, service(host.url, tries=3, deadline=0.2) as one:
+        if answered_before:
+            assert await one.get("/x") == {"a": 1}
         error = await failure(one)
+        tries = 3 if answered_before or reason == "503" or name == "reset in the body" else 2
         assert type(error) is HostUnavailable
-        assert (error.details["reason"], error.details["tries"]) == (reason, 3)
-        assert len(host.requests) == 3
+        assert (error.details["reason"], error.details["tries"]) == (reason, tries)
+        assert len(host.requests) == len(before) + tries
         assert error.details["url"] == f"{host.url}/x"
         assert error.details["service"] == SERVICE_NAME
         assert SERVICE_NAME in error.message

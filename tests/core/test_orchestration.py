@@ -550,6 +550,23 @@ async def test_a_lost_child_fails_its_parent_and_leaves_no_operation_running(fra
     assert (await last_state(framework)).status == "failed"
 
 
+async def test_an_estimate_is_learned_from_what_past_runs_of_the_same_key_took(framework, shown):
+    async def work(operation, progress_manager):
+        await asyncio.sleep(pause)
+        progress_manager.update_progress(0, "begun")
+
+    pause = 1.2
+    await framework.execute_operation(operation(), work)
+    assert await history.typical_seconds(framework.journal, "work") == pytest.approx(pause, abs=0.6)
+    pause = 0.0
+    await framework.execute_operation(operation(), work, how=How(fresh=True))
+    left = [state.estimated_remaining for state in shown.states if state.message == "begun"]
+    assert left[0] is None
+    assert left[1].total_seconds() == pytest.approx(1.2, abs=0.6)
+    await framework.execute_operation(operation("other"), work)
+    assert [state.estimated_remaining for state in shown.states if state.message == "begun"][-1] is None
+
+
 async def test_an_operation_is_cancelled_by_its_readable_id(framework):
     async def work(operation, progress, token):
         await token.sleep(3600)

@@ -40,6 +40,7 @@ class Operation:
     operation_type: str = "feature_build"
     total_steps: int = 10
     context: dict[str, Any] = field(default_factory=lambda: {"name": "spring"})
+    estimated_duration: timedelta | None = None
 
 
 @dataclass
@@ -286,6 +287,33 @@ def test_an_estimate_is_never_negative_even_when_the_clock_goes_backwards(jumps)
         manager.update_progress(step, "x", items, total_items=100, step_range=(0, 100))
         left = state_of(manager).estimated_remaining
         assert left is None or left >= timedelta(0)
+
+
+def test_time_that_is_waited_is_no_time_in_which_it_works():
+    clock = ManualClock()
+    manager = started(clock=clock)
+    clock.advance(15)
+    manager.wait_started()
+    clock.advance(100)
+    manager.wait_started()
+    clock.advance(100)
+    manager.wait_ended()
+    clock.advance(100)
+    manager.wait_ended()
+    clock.advance(15)
+    manager.update_progress(4, "fourth")
+    assert state_of(manager).estimated_remaining == timedelta(seconds=45)
+
+
+def test_before_it_has_a_pace_of_its_own_the_estimate_is_what_past_runs_took():
+    clock = ManualClock()
+    manager = started(clock=clock, operation=Operation(total_steps=1000, estimated_duration=timedelta(seconds=60)))
+    clock.advance(2)
+    manager.update_progress(1, "one")
+    assert state_of(manager).estimated_remaining == timedelta(seconds=58)
+    clock.advance(10)
+    manager.update_progress(200, "much faster")
+    assert state_of(manager).estimated_remaining == timedelta(seconds=48)
 
 
 def test_a_percentage_next_to_nothing_gives_no_estimate_rather_than_an_absurd_one():

@@ -35,6 +35,7 @@ SERVICE = "IB host service"
 HISTORICAL = "/data/historical"
 _ABSENT_TRIES = 3
 _PACING_TRIES = 3
+_HEALTH_SECONDS = 10.0
 _GATEWAY_HINT = "Start (or log in to) the Interactive Brokers gateway.  ktrdr-ops doctor"
 
 
@@ -85,7 +86,10 @@ class IbHostService(AsyncHostService):
 
     async def require_gateway(self, caller: Caller) -> None:
         """Raises HostUnavailable when the host answers and its gateway does not."""
-        body = _object(await self.get("/health/", token=caller.token, observer=caller.retried), "/health/")
+        deadline = min(_HEALTH_SECONDS, self._deadline)
+        body = _object(
+            await self.get("/health/", token=caller.token, observer=caller.retried, deadline=deadline), "/health/"
+        )
         status = body.get("ib_status")
         if isinstance(status, dict) and status.get("connected") is True:
             return
