@@ -1,0 +1,1 @@
+"""What only training needs: strategies, the host's sessions, models, and where their data came from."""

@@ -1,0 +1,173 @@
+"""The training host service as a session sees it, whichever generation answers.
+
+What a session's calls raise: ``HostUnavailable`` and ``HostAnswerWrong`` (nothing usable came: later may work),
+``HostBusy``, ``SessionUnknown``, ``HostRefused`` (final).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused
+from ktrdr_ops.core.host_service import AsyncHostService
+
+if TYPE_CHECKING:
+    from ktrdr_ops.core.cancellation import CancellationToken
+    from ktrdr_ops.core.host_service import HttpPool
+    from ktrdr_ops.domains.training.engine.config import TrainingConfig
+
+SERVICE = "training host service"
+STATUS_DEADLINE = 8.0
+"""Seconds for a call about a session. Under training one was seen to take 2.5 s; a paused host never answers."""
+SESSIONS = "/training/sessions"
+START = "/training/start"
+MOST_CONCURRENT = "Maximum concurrent sessions"
+
+Status = Literal["running", "completed", "failed", "stopped"]
+
+_STATUSES: dict[str, Status] = {
+    **dict.fromkeys(("initializing", "initialized", "pending", "resuming", "started", "running"), "running"),
+    "completed": "completed",
+    "failed": "failed",
+    "stopped": "stopped",
+    "cancelled": "stopped",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch that has ended: ``number`` from 1, and its flat metrics, None where one is no finite number."""
+
+    number: int
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Where a session is within an epoch (from 1): ``batch`` of ``batches``, clamped."""
+
+    epoch: int
+    batch: int
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a session says of itself: its epochs that were not told before, and where it is now.
+
+    ``said`` is the host's own word for the status, ``error`` its text; ``accelerator`` is None on a plain processor.
+    """
+
+    status: Status
+    said: str
+    epochs: list[Epoch] = field(default_factory=list)
+    batch: Batch | None = None
+    error: str | None = None
+    accelerator: str | None = None
+
+
+class TrainingHostService(AsyncHostService):
+    """The client of the training host service at ``url``. Each call is one try: its callers wait where that helps."""
+
+    def __init__(self, url: str, *, pool: HttpPool | None = None, deadline: float = STATUS_DEADLINE) -> None:
+        super().__init__(pool=pool, deadline=deadline, tries=1)
+        self._url_of_host = url
+
+    def get_service_name(self) -> str:
+        """As people call it."""
+        return SERVICE
+
+    def get_base_url(self) -> str:
+        """As it was given."""
+        return self._url_of_host
+
+    async def listed(self, session_id: str) -> str | None:
+        """The host's word for the status of a session that it lists; None where it lists no such session."""
+        sessions = object_in(await self.get(SESSIONS), SESSIONS).get("sessions")
+        if not isinstance(sessions, list):
+            raise HostAnswerWrong(f"the {SERVICE} lists no sessions at {SESSIONS}")
+        for each in sessions:
+            if isinstance(each, dict) and each.get("session_id") == session_id:
+                return str(each.get("status"))
+        return None
+
+
+class Session(Protocol):
+    """One session on a host of one generation."""
+
+    generation: int
+
+    async def start(self, config: TrainingConfig, resume_from: str | None) -> None:
+        """Start it. One that exists already under its id was started by us. Raises HostBusy besides."""
+
+    async def look(self, token: CancellationToken) -> Look:
+        """How it is now. Raises SessionUnknown besides."""
+
+    async def stop(self) -> None:
+        """Ask it to stop. One that is over or unknown is no error."""
+
+    async def result(self, token: CancellationToken) -> dict[str, Any] | None:
+        """What came of a completed one; None where the host tells nothing of results. Raises SessionUnknown."""
+
+
+async def session_on(host: TrainingHostService, session_id: str, token: CancellationToken) -> Session:
+    """The session, on whichever generation the host turns out to be."""
+    from ktrdr_ops.domains.training.engine.first_generation import FirstGenerationSession
+    from ktrdr_ops.domains.training.engine.second_generation import SecondGenerationSession
+
+    health = await host.check_health(token)
+    if "worker_status" in health:
+        return SecondGenerationSession(host, session_id)
+    try:
+        await host.get(f"/training/status/{session_id}", token=token)
+    except HostRefused as error:
+        if error.details["status"] != 404:
+            raise
+        return SecondGenerationSession(host, session_id)
+    except HostAnswerWrong as error:
+        if not says_unknown(error):
+            raise
+    return FirstGenerationSession(host, session_id)
+
+
+def says_unknown(error: HostAnswerWrong) -> bool:
+    """Whether a 500 says that there is no such session."""
+    return error.details.get("status") == 500 and "not found" in error.message
+
+
+def object_in(body: Any, path: str) -> dict[str, Any]:
+    """The answer's object. Raises HostAnswerWrong for another form."""
+    if not isinstance(body, dict):
+        raise HostAnswerWrong(f"the {SERVICE} answered {path} with {type(body).__name__}, not an object")
+    return body
+
+
+def status_of(said: object) -> Status:
+    """What a host's word for a status means. Raises HostAnswerWrong for one that nobody knows."""
+    status = _STATUSES.get(str(said))
+    if status is None:
+        raise HostAnswerWrong(f"the {SERVICE} says the status {str(said)[:40]!r}, which means nothing known")
+    return status
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
+        return None
+    return float(value)
+
+
+def whole(value: object) -> int:
+    """A whole number from 0 on; 0 for anything else."""
+    found = number(value)
+    return int(found) if found is not None and found > 0 else 0
+
+
+def batch_of(epoch: int, epochs: int, progress: Mapping[str, Any]) -> Batch | None:
+    """The batch within an epoch, clamped to what there is; None where the host does not say."""
+    batch, batches = (whole(progress.get(name)) for name in ("batch", "total_batches"))
+    if not batches or not 1 <= epoch <= epochs:
+        return None
+    return Batch(epoch, min(batch, batches), batches)
