@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from ktrdr_ops.core.artifacts import ObjectStore
 from ktrdr_ops.core.attempt import GRACE_SECONDS, PATIENCE_SECONDS, Attempt
 from ktrdr_ops.core.calling import called
 from ktrdr_ops.core.cancellation import CancellationSystem, CancellationToken
+from ktrdr_ops.core.children import run_child
 from ktrdr_ops.core.clock import micros, moment
 from ktrdr_ops.core.ending import ended, shielded, stop_error, summary
 from ktrdr_ops.core.errors import (
@@ -41,7 +42,8 @@ from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.decisions import Cancel, Claim, Resume, Say, Start, draft
 from ktrdr_ops.core.journal.journal import Journal, open_journal
 from ktrdr_ops.core.journal.watch import CancelWatch
-from ktrdr_ops.core.progress import GenericProgressManager, GenericProgressState, ProgressRenderer
+from ktrdr_ops.core.operation import AsyncOperation, How, ProgressCallback, checked, digest
+from ktrdr_ops.core.progress import GenericProgressManager, ProgressRenderer
 from ktrdr_ops.core.redaction import REDACTED, strict
 from ktrdr_ops.core.task_manager import AsyncTaskManager
 
@@ -49,50 +51,9 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.domain import OperationProvider
     from ktrdr_ops.core.host_service import AsyncHostService
 
+__all__ = ["AsyncOperation", "AsyncOrchestrationFramework", "How", "ProgressCallback", "digest"]
+
 _LAST_TRIES = 3
-
-_ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
-_MAX_ID = 120
-
-ProgressCallback = Callable[[GenericProgressState], None]
-
-
-@dataclass
-class AsyncOperation:
-    """A generic operation, before and while it runs; it holds no live state.
-
-    ``operation_id`` is the readable beginning; the function is given a copy with the whole id. ``key`` says what it
-    works on (default: the readable id), ``parameters`` what it was asked (default: the context); a start with an
-    equal key and equal parameters goes on with an attempt that ended without a result.
-    """
-
-    operation_id: str
-    operation_type: str
-    total_steps: int
-    estimated_duration: timedelta | None = None
-    context: dict[str, Any] = field(default_factory=dict)
-    key: str | None = None
-    parameters: dict[str, Any] | None = None
-    parent_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class How:
-    """How to begin: ``fresh`` starts anew, ``resume`` names the operation to go on with, ``steal`` takes it over;
-    ``after`` resumes only if this is still its last attempt. ``wait``: seconds that it waits for a host that is absent
-    or busy, each time."""
-
-    fresh: bool = False
-    resume: str | None = None
-    steal: bool = False
-    reason: str = "resumed"
-    after: int | None = None
-    wait: float = PATIENCE_SECONDS
-
-
-def digest(parameters: Mapping[str, Json]) -> str:
-    """Equal parameters have equal digests: the SHA-256 of their JSON with sorted keys."""
-    return hashlib.sha256(orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 class AsyncOrchestrationFramework:
@@ -142,7 +103,7 @@ class AsyncOrchestrationFramework:
         OperationInterrupted, KeyIsLive, OwnershipLost, InvalidValue (parameters that cannot be stored), JournalError.
         """
         how = how or How()
-        operation = _checked(operation)
+        operation = checked(operation)
         readable = operation.operation_id
         # The token is made before the claim: a signal may come at any moment.
         token = self.cancellation_system.create_cancellation_token()
@@ -151,7 +112,7 @@ class AsyncOrchestrationFramework:
         self.cancellation_system.name_token(token, claim.operation_id, readable)
         self._watch.add(claim.operation_id, claim.position, self._canceller(token))
         try:
-            attempt = Attempt(operation, claim, self.journal, token, self.objects, self._run_child, how.wait)
+            attempt = Attempt(operation, claim, self.journal, token, self.objects, partial(run_child, self), how.wait)
             progress = self.progress_manager.bound(
                 renderer=progress_renderer,
                 sink=attempt.progressed,
@@ -204,6 +165,11 @@ class AsyncOrchestrationFramework:
             raise InvalidValue(
                 f"{operation_id} was started with a secret, which the journal does not keep",
                 hint="Start it again with the same parameters: that goes on with it.",
+            )
+        if not self.resolve(asked.operation_type).resumable:
+            raise InvalidValue(
+                f"{operation_id} cannot go on from where it was",
+                hint=f"Do all of it afresh: ktrdr-ops resume {operation_id} --restart",
             )
         how = How(resume=operation_id, steal=steal, reason=reason, after=after, wait=wait)
         return await self.run(
@@ -405,62 +371,3 @@ class AsyncOrchestrationFramework:
         else:
             error.add_note(f"operation {attempt.operation.operation_id}, attempt {attempt.number}")
         attempt.progress.end_operation(f"Operation failed: {message}")
-
-    async def _run_child(
-        self,
-        parent: Attempt,
-        operation_type: str,
-        parameters: Mapping[str, Any],
-        callback: ProgressCallback | None = None,
-    ) -> Json:
-        parent.token.check_cancellation_point(parent.operation.operation_id)
-        provider = self.resolve(operation_type)
-        operation = provider.operation(provider.validate(parameters))
-        parent_id = parent.operation.operation_id
-        wanted = digest(strict(operation.context if operation.parameters is None else operation.parameters))
-        key = operation.key or operation.operation_id
-        mine = [
-            state
-            for state in await history.children(self.journal, parent_id)
-            if state.key == key and state.digest == wanted
-        ]
-        if mine and mine[-1].status == "completed":
-            return mine[-1].result
-        ended: list[str] = []
-
-        def forward(state: GenericProgressState) -> None:
-            if not ended:
-                ended.append(state.operation_id)
-                parent.token.add_callback(lambda: self._cancel_child(parent, state.operation_id))
-            if callback is not None:
-                callback(state)
-
-        await self.execute_operation(
-            replace(operation, parent_id=parent_id),
-            provider.perform,
-            provider.renderer(),
-            progress_callback=forward,
-            summarise=provider.summarise,
-            how=How(resume=mine[-1].operation_id if mine and not mine[-1].live else None, wait=parent.patience),
-        )
-        return (await self.journal.state(ended[0])).result
-
-    def _cancel_child(self, parent: Attempt, operation_id: str) -> None:
-        token = self.cancellation_system.get_token(operation_id)
-        if token is not None:
-            asked = parent.token
-            token.cancel(asked.reason or "cancelled", asked.requested_by or "parent", interrupt=asked.interrupting)
-
-
-def _checked(operation: AsyncOperation) -> AsyncOperation:
-    """A copy of its own. Raises InvalidValue for an id with other characters than ``A-Z a-z 0-9 _ . -``, or too
-    long.
-    """
-    if not operation.operation_id or not set(operation.operation_id) <= _ID or len(operation.operation_id) > _MAX_ID:
-        raise InvalidValue(
-            f"{operation.operation_id[:60]!r} cannot be the beginning of an operation id",
-            hint=f"At most {_MAX_ID} of the characters A-Z a-z 0-9 _ . -",
-        )
-    if operation.total_steps < 1:
-        raise InvalidValue(f"an operation has at least one step, not {operation.total_steps}")
-    return replace(operation, context=dict(operation.context))

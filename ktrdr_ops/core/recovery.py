@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ktrdr_ops.core.attempt import PATIENCE_SECONDS
 from ktrdr_ops.core.errors import KeyIsLive, KtrdrOpsError, OwnershipLost
 from ktrdr_ops.core.journal import history
 
@@ -64,9 +65,11 @@ async def recover(
     framework: AsyncOrchestrationFramework,
     *,
     side_by_side: int = 4,
+    wait: float = PATIENCE_SECONDS,
     progress_callback: Callable[[GenericProgressState], None] | None = None,
 ) -> tuple[list[Outcome], list[Plan]]:
-    """Resume what can be; gives what became of each, and what was left alone. Each is resumed by one process only."""
+    """Resume what can be; gives what became of each, and what was left alone. Each is resumed by one process only.
+    ``wait``: seconds that each waits for a host that is absent or busy, each time."""
     plans = await plan(framework)
     room = asyncio.Semaphore(side_by_side)
 
@@ -77,6 +80,7 @@ async def recover(
                     state.operation_id,
                     reason="recovered",
                     after=state.attempt,  # whatever became of it since, another process has resumed it
+                    wait=wait,
                     progress_callback=progress_callback,
                 )
             except (KeyIsLive, OwnershipLost) as error:
