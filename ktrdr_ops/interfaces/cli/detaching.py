@@ -13,6 +13,7 @@ from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import words
 from ktrdr_ops.interfaces.cli.documents import whole_document
 from ktrdr_ops.interfaces.cli.screen import safe
+from ktrdr_ops.interfaces.cli.times import UNATTENDED_SECONDS
 
 if TYPE_CHECKING:
     from ktrdr_ops.app import AsyncApp
@@ -32,7 +33,7 @@ def detached(context: Context) -> int:
     after = _head(context)
     with TemporaryFile() as out, TemporaryFile() as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ktrdr_ops", *_without_detach(context.arguments)],
+            [sys.executable, "-m", "ktrdr_ops", *_unattended(context.arguments)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -47,9 +48,13 @@ def detached(context: Context) -> int:
     return 0
 
 
-def _without_detach(arguments: tuple[str, ...]) -> list[str]:
+def _unattended(arguments: tuple[str, ...]) -> list[str]:
+    """The same command in the foreground of its own process, with the patience of one at which nobody looks."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    return [one for one in arguments[:end] if one != "--detach"] + list(arguments[end:])
+    options = [one for one in arguments[:end] if one != "--detach"]
+    if not any(one.partition("=")[0] == "--wait" for one in options):
+        options += ["--wait", f"{UNATTENDED_SECONDS:.0f}s"]
+    return options + list(arguments[end:])
 
 
 def _head(context: Context) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from ktrdr_ops.core.errors import InvalidValue, KeyIsLive
-from ktrdr_ops.interfaces.cli import words
+from ktrdr_ops.interfaces.cli import times, words
 from ktrdr_ops.interfaces.cli.frame import START, Context, command, group, parameter
 from ktrdr_ops.interfaces.cli.screen import safe
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ktrdr_ops.app import AsyncApp
     from ktrdr_ops.core.domain import Command, Option
     from ktrdr_ops.core.events import Json
+    from ktrdr_ops.core.orchestration import How
 
 IfRunning = Literal["wait", "attach", "skip"]
 
@@ -30,6 +31,12 @@ _IfRunning = Annotated[
     IfRunning | None,
     typer.Option(
         "--if-running", metavar="wait|attach|skip", help="What to do where it is running already (default: exit 8)."
+    ),
+]
+Wait = Annotated[
+    str | None,
+    typer.Option(
+        "--wait", metavar="DURATION", help="How long to wait for a host: 30s, 10m, 12h (several, unattended: 12h)."
     ),
 ]
 _Detach = Annotated[bool, typer.Option("--detach", help="Run in the background; print the id and return.")]
@@ -54,11 +61,12 @@ def run(
     ] = None,
     new: _New = False,
     if_running: _IfRunning = None,
+    wait: Wait = None,
     detach: _Detach = False,
 ) -> int:
     """Start an operation of any installed type."""
     parameters = dict(_param(one) for one in param or ())
-    return start(context, type, parameters, new=new, if_running=if_running, detach=detach)
+    return start(context, type, parameters, new=new, if_running=if_running, wait=wait, detach=detach)
 
 
 def _param(text: str) -> tuple[str, Json]:
@@ -127,7 +135,7 @@ def _look(context: Context, found: Command, given: Mapping[str, Any]) -> int:
 
 
 def _start(context: Context, found: Command, given: dict[str, Any]) -> int:
-    how = {name: given.pop(name) for name in ("new", "if_running", "detach")}
+    how = {name: given.pop(name) for name in ("new", "if_running", "wait", "detach")}
     values = _given(given)
     operation_type = found.operation_type or ""
     if found.each is None:
@@ -147,16 +155,21 @@ def start(
     *,
     new: bool = False,
     if_running: IfRunning | None = None,
+    wait: str | None = None,
     detach: bool = False,
 ) -> int:
     """Start an operation, or go on with it, and see it to its end; gives the exit code. Raises what refuses it."""
+    several = operation_type == "group"
+    seconds = times.patience(wait, times.UNATTENDED_SECONDS if several else times.FOREGROUND_SECONDS)
     if detach:
         from ktrdr_ops.interfaces.cli.detaching import detached
 
         return detached(context)
 
     async def begin(app: AsyncApp) -> int:
-        return await _begin(context, app, operation_type, parameters, new, if_running)
+        from ktrdr_ops.core.orchestration import How
+
+        return await _begin(context, app, operation_type, parameters, How(fresh=new, wait=seconds), if_running)
 
     return context.run(begin, hosts=True)
 
@@ -166,10 +179,9 @@ async def _begin(
     app: AsyncApp,
     operation_type: str,
     parameters: Mapping[str, Json],
-    new: bool,
+    how: How,
     if_running: IfRunning | None,
 ) -> int:
-    from ktrdr_ops.core.orchestration import How
     from ktrdr_ops.interfaces.cli import operating, watching
     from ktrdr_ops.interfaces.cli.documents import whole_document
 
@@ -177,7 +189,7 @@ async def _begin(
         ended = await operating.operate(
             context,
             app,
-            lambda told: app.framework.run(operation_type, parameters, progress_callback=told, how=How(fresh=new)),
+            lambda told: app.framework.run(operation_type, parameters, progress_callback=told, how=how),
         )
         if ended.ids or not isinstance(ended.error, KeyIsLive) or if_running is None:
             return await operating.told(context, app, ended)

@@ -12,14 +12,16 @@ import typer
 from ktrdr_ops.core.errors import InvalidValue, KtrdrOpsError, OperationFinished, OperationNotFound
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
-from ktrdr_ops.interfaces.cli import operating, watching, words
+from ktrdr_ops.interfaces.cli import operating, times, watching, words
 from ktrdr_ops.interfaces.cli.documents import Reference, attempt_seconds, operation_document, whole_document
 from ktrdr_ops.interfaces.cli.frame import ACT, Context, command
 from ktrdr_ops.interfaces.cli.screen import paint, safe
+from ktrdr_ops.interfaces.cli.starting import Wait
 
 if TYPE_CHECKING:
     from ktrdr_ops.app import AsyncApp
     from ktrdr_ops.core.events import Json
+    from ktrdr_ops.core.orchestration import How
     from ktrdr_ops.core.recovery import Outcome, Plan
     from ktrdr_ops.core.state import OperationState
 
@@ -150,17 +152,22 @@ def resume(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Afresh, with the same parameters.")] = False,
     steal: Annotated[bool, typer.Option("--steal", help="Also from an owner that is alive but hangs.")] = False,
+    wait: Wait = None,
 ) -> int:
     """Begin another attempt and see it to its end."""
     _one_way(operations, parent)
+    times.patience(wait, 0.0)
 
     async def go_on(app: AsyncApp) -> int:
+        from ktrdr_ops.core.orchestration import How
+
         ids = await _resumable(app, operations, parent)
         if dry_run:
             return await _would_resume(context, app, ids, restart)
         for operation_id in () if restart else ids:
             await _can_go_on(app, operation_id)
-        ended = await operating.operate(context, app, _beginning(app, ids, restart=restart, steal=steal))
+        how = How(fresh=restart, steal=steal, wait=times.patience(wait, await _usual_patience(app, ids)))
+        ended = await operating.operate(context, app, _beginning(app, ids, how))
         if len(ids) == 1:
             return await operating.told(context, app, ended)
         return await _told_together(context, app, ids, ended)
@@ -185,22 +192,26 @@ async def _can_go_on(app: AsyncApp, operation_id: str) -> None:
         )
 
 
-def _beginning(app: AsyncApp, ids: Sequence[str], *, restart: bool, steal: bool) -> operating.Begin:
-    from ktrdr_ops.core.orchestration import How
+async def _usual_patience(app: AsyncApp, ids: Sequence[str]) -> float:
+    """How long a host is waited for where nothing is said: longer for several operations, at which nobody looks."""
+    alone = len(ids) == 1 and (await app.journal.state(ids[0])).operation_type != "group"
+    return times.FOREGROUND_SECONDS if alone else times.UNATTENDED_SECONDS
 
+
+def _beginning(app: AsyncApp, ids: Sequence[str], how: How) -> operating.Begin:
     room = asyncio.Semaphore(_SIDE_BY_SIDE)
 
     async def one(operation_id: str, told: Any) -> Any:
         async with room:
-            if not restart:
-                return await app.framework.resume(operation_id, steal=steal, progress_callback=told)
+            if not how.fresh:
+                return await app.framework.resume(operation_id, steal=how.steal, wait=how.wait, progress_callback=told)
             asked = await history.submitted(app.journal, operation_id)
             return await app.framework.run(
                 asked.operation_type,
                 asked.parameters,
                 parent_id=asked.parent_id,
                 progress_callback=told,
-                how=How(fresh=True),
+                how=how,
             )
 
     async def begin(told: Any) -> list[Any]:
@@ -263,19 +274,23 @@ def _plan(app: AsyncApp, state: OperationState, status: str) -> str:
 
 
 def recover(
-    context: Context, dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False
+    context: Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    wait: Wait = None,
 ) -> int:
     """Resume what was interrupted and can go on; say the one command for each that was left."""
+    seconds = times.patience(wait, times.UNATTENDED_SECONDS)
     try:
-        return over_journal(context, None, lambda app: _recover(context, app, dry_run), hosts=not dry_run)
+        return over_journal(context, None, lambda app: _recover(context, app, dry_run, seconds), hosts=not dry_run)
     except JournalMissing as error:
         context.say(safe(error.message))
         context.emit({"resumed": [], "left": []}, "nothing was interrupted")
         return 0
 
 
-async def _recover(context: Context, app: AsyncApp, dry_run: bool) -> int:
+async def _recover(context: Context, app: AsyncApp, dry_run: bool, wait: float) -> int:
     from ktrdr_ops.core.recovery import plan
+    from ktrdr_ops.core.recovery import recover as recovered
 
     if dry_run:
         plans = await plan(app.framework)
@@ -286,7 +301,9 @@ async def _recover(context: Context, app: AsyncApp, dry_run: bool) -> int:
         ]
         _emit_recovered(context, would, [one for one in plans if not one.resume], "would be resumed")
         return 0
-    ended = await operating.operate(context, app, lambda told: app.recover(progress_callback=told))
+    ended = await operating.operate(
+        context, app, lambda told: recovered(app.framework, wait=wait, progress_callback=told)
+    )
     if ended.error is not None:
         raise ended.error
     outcomes: list[Outcome]

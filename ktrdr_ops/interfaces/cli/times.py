@@ -11,6 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 from ktrdr_ops.core.errors import InvalidValue
 
+FOREGROUND_SECONDS, UNATTENDED_SECONDS = 600.0, 43_200.0
+"""How long a host is waited for: where somebody is looking, and where nobody is."""
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO = re.compile(r"(?:[0-9]+[smhdw])+")
 _DAYS = {"today": 0, "yesterday": 1}
@@ -28,6 +31,16 @@ def duration(text: str) -> timedelta | None:
         return timedelta(**parts)
     except OverflowError:
         return None
+
+
+def patience(text: str | None, otherwise: float) -> float:
+    """The seconds of a ``--wait``, or ``otherwise`` where none was given. Raises InvalidValue."""
+    if text is None:
+        return otherwise
+    said = duration(text.strip())
+    if said is None:
+        raise InvalidValue(f"--wait {text[:40]!r} is no duration", hint="For example: --wait 30s, 10m or 12h")
+    return said.total_seconds()
 
 
 def moment(text: str, now: datetime) -> tuple[datetime, bool]:

@@ -141,3 +141,15 @@ def test_a_domains_command_that_starts_nothing_says_its_document_and_exit_code(c
     ran = cli("toy", "look", "bad", "--json")
     assert (ran.code, ran.json) == (4, {"name": "bad", "operations": 1})
     assert cli("toy", "look", "good").out == "good: 0\n"
+
+
+def test_a_start_says_how_long_it_waits_for_a_host(cli):
+    one = ("toy", "work", "one", "--fail", "patience")
+    assert "waits 600 s" in cli(*one).err
+    assert "waits 90 s" in cli(*one, "--wait", "1m30s").err
+    assert "waits 5 s" in cli("resume", "@last", "--wait", "5s").err
+    assert "waits 43200 s" in cli("toy", "work", "two", "three", "--fail", "patience").err
+    assert cli(*one, "--wait", "soon", "--json").code == 2
+    assert cli("toy", "work", "good", "--fail", "patience", "--detach").code in (0, 1)
+    cli.until(lambda: cli.rows("SELECT 1 FROM operations WHERE key = 'toy_work:good' AND status = 'failed'"))
+    assert cli.count("failed", "waits 43200 s") == 4

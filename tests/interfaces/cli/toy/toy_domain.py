@@ -96,6 +96,8 @@ class Work(OperationProvider):
                 raise HostUnavailable("the toy host refused the connection", hint="Is it running?  ktrdr-ops doctor")
             if asked["fail"] == str(piece) and attempt.number == 1:
                 raise OperationFailed(f"piece {piece} broke", hint="Mend it.")
+            if asked["fail"] == "patience":
+                raise OperationFailed(f"waits {attempt.patience:g} s")
             if asked["fail"] == f"bug{piece}":
                 raise ZeroDivisionError("a defect\x1b[2J")
             if asked["stuck"] == "thread" and piece == 3:
