@@ -10,8 +10,8 @@ import pytest
 from ktrdr_ops.app import open_app_async
 from ktrdr_ops.domains.training import domain
 from ktrdr_ops.settings import Settings
-from tests.domains.training.trainings import publish_series
 from tests.domains.training.training_host import TrainingHost
+from tests.domains.training.trainings import publish_series
 
 
 @pytest.fixture(params=[1, 2], ids=["first", "second"])

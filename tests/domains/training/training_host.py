@@ -1,4 +1,4 @@
-"""A training host service on loopback that follows a script, in either generation, with the faults that a test asks for.
+"""A training host service on loopback that follows a script, in either generation, with the faults a test asks for.
 
 It trains nothing: its losses fall by a formula of session and epoch, at the pace that a test says. Also a process of
 its own, for tests that stop or kill it:  python -m tests.domains.training.training_host GENERATION PACE PORT

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused
+from ktrdr_ops.core.errors import HostAnswerWrong
 from ktrdr_ops.core.host_service import AsyncHostService
 
 if TYPE_CHECKING:
@@ -110,26 +110,6 @@ class Session(Protocol):
 
     async def result(self, token: CancellationToken) -> dict[str, Any] | None:
         """What came of a completed one; None where the host tells nothing of results. Raises SessionUnknown."""
-
-
-async def session_on(host: TrainingHostService, session_id: str, token: CancellationToken) -> Session:
-    """The session, on whichever generation the host turns out to be."""
-    from ktrdr_ops.domains.training.engine.first_generation import FirstGenerationSession
-    from ktrdr_ops.domains.training.engine.second_generation import SecondGenerationSession
-
-    health = await host.check_health(token)
-    if "worker_status" in health:
-        return SecondGenerationSession(host, session_id)
-    try:
-        await host.get(f"/training/status/{session_id}", token=token)
-    except HostRefused as error:
-        if error.details["status"] != 404:
-            raise
-        return SecondGenerationSession(host, session_id)
-    except HostAnswerWrong as error:
-        if not says_unknown(error):
-            raise
-    return FirstGenerationSession(host, session_id)
 
 
 def says_unknown(error: HostAnswerWrong) -> bool:

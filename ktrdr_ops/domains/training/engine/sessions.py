@@ -33,7 +33,8 @@ from ktrdr_ops.domains.training.engine.errors import (
     SessionUnknown,
     TrainingHostUnavailable,
 )
-from ktrdr_ops.domains.training.engine.host import SERVICE, Look, Session, TrainingHostService, session_on, status_of
+from ktrdr_ops.domains.training.engine.generations import session_on
+from ktrdr_ops.domains.training.engine.host import SERVICE, Look, Session, TrainingHostService, status_of
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.attempt import Attempt
