@@ -51,7 +51,7 @@ async def until(condition, within=10.0):
 async def until_event(app, matches, within=10.0):
     """The first event for which this holds."""
     async with asyncio.timeout(within):
-        async for event in app.journal.tail():
+        async for event in app.journal.tail(after=0):
             if matches(event):
                 return event
     raise AssertionError("unreachable")

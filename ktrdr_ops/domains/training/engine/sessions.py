@@ -184,9 +184,7 @@ class Training:
         """True when it has completed; False where it was found stopped: then another follows. Raises SessionFailed,
         SessionStopped."""
         while True:
-            began = time.monotonic()
-            look = await self._patiently(lambda: self.session.look(self.token))
-            took = time.monotonic() - began
+            look, took = await self._patiently(self._look)
             for epoch in look.epochs:
                 await self.epochs.ended(epoch, look.accelerator)
             if look.status == "completed":
@@ -200,6 +198,11 @@ class Training:
                 self.epochs.within(look.batch)
             found = False
             await self.token.sleep(min(max(_POLL_RATIO * took, _FASTEST_POLL), _SLOWEST_POLL))
+
+    async def _look(self) -> tuple[Look, float]:
+        """How the session is, and how many seconds the host took to say it."""
+        began = time.monotonic()
+        return await self.session.look(self.token), time.monotonic() - began
 
     async def _over(self, status: str, error: str | None = None) -> None:
         self._may_run = False
