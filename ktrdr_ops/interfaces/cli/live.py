@@ -7,20 +7,25 @@ same.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ktrdr_ops.core.replay import progress_state
+from ktrdr_ops.core.clock import micros
+from ktrdr_ops.core.events import Event
+from ktrdr_ops.core.journal.journal import EVENT_COLUMNS
 from ktrdr_ops.core.state import LIVE, OperationState, document
 from ktrdr_ops.interfaces.cli import logs, words
 from ktrdr_ops.interfaces.cli.screen import safe, unpainted
+from ktrdr_ops.interfaces.cli.sparkline import curves
 
 if TYPE_CHECKING:
     from rich.live import Live
 
     from ktrdr_ops.app import AsyncApp
+    from ktrdr_ops.core.events import RequestRetried
     from ktrdr_ops.interfaces.cli.frame import Context
 
 LOOK_SECONDS = 0.1
@@ -31,19 +36,43 @@ _BAR = 30
 
 @dataclass(slots=True)
 class Told:
-    """What was last said of an operation."""
+    """What was last said of an operation. ``waited``: for what it last was said to wait."""
 
     status: str
     attempt: int
     percentage: float
     at: float
+    waited: str | None = None
 
     def is_due(self, state: OperationState, status: str, now: float) -> bool:
         """Whether there is enough to say again."""
         if (status, state.attempt) != (self.status, self.attempt):
             return True
+        if state.waiting is not None and state.waiting["reason"] != self.waited:
+            return True
         moved = state.percentage - self.percentage
         return state.live and (moved >= LINE_PERCENT or now - self.at >= LINE_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The last request that failed and is tried again, ``until`` when (microseconds UTC)."""
+
+    position: int
+    number: int
+    reason: str
+    until: int
+
+    @classmethod
+    def of(cls, event: Event) -> Retry:
+        """From its event."""
+        fact = cast("RequestRetried", event.fact)
+        return cls(event.position, fact.attempt, fact.reason, event.at + int(fact.wait_seconds * 1e6))
+
+    def words(self, now: int) -> str:
+        """``retry 2: the host refused the connection, next in 15 s``."""
+        left = math.ceil(max(self.until - now, 0) / 1e6)
+        return f"retry {self.number}: {safe(self.reason, 160)}, next {f'in {left} s' if left else 'now'}"
 
 
 def bar(percentage: float, *, width: int = _BAR) -> str:
@@ -67,6 +96,8 @@ class Viewer:
         self._app = app
         self._roots: list[str] = []
         self._told: dict[str, Told] = {}
+        self._retries: dict[str, Retry] = {}
+        self._counted: dict[str, int] = {}
         self._live: Live | None = None
 
     def add(self, operation_id: str) -> None:
@@ -96,6 +127,7 @@ class Viewer:
             return []
         states = await self._states()
         for state in states:
+            await self._learn(state)
             self._note(state)
         if self._context.live:
             self._draw(states)
@@ -124,6 +156,21 @@ class Viewer:
         )
         return [OperationState.restored(row[0]) for row in rows]
 
+    async def _learn(self, state: OperationState) -> None:
+        """Look for its last retry where there are more than there were; say it where no region is drawn."""
+        if state.retries == self._counted.get(state.operation_id, 0):
+            return
+        first = state.operation_id not in self._told
+        self._counted[state.operation_id] = state.retries
+        retry = await _last_retry(self._app, state.operation_id)
+        if retry is not None:
+            self._retries[state.operation_id] = retry
+            if state.live and not first and not self._context.live:
+                self._context.say(f"{safe(state.operation_id)}  {retry.words(self._now())}")
+
+    def _now(self) -> int:
+        return micros(self._app.journal.clock())
+
     def _note(self, state: OperationState) -> None:
         """Log changes of state, and say a line where no region is drawn and one is due."""
         status, now = self._app.journal.status(state), time.monotonic()
@@ -135,16 +182,28 @@ class Viewer:
         ends_here = status not in LIVE and not self._tells_ends and state.operation_id in self._roots
         if not self._context.live and not ends_here and (status in LIVE or told is not None):
             self._context.say(self._line(state, status))
-        self._told[state.operation_id] = Told(status, state.attempt, state.percentage, now)
+        waited = state.waiting["reason"] if state.waiting is not None else getattr(told, "waited", None)
+        self._told[state.operation_id] = Told(status, state.attempt, state.percentage, now, waited)
 
     def _line(self, state: OperationState, status: str) -> str:
         said = words.status_words(document(state, status, stalled=self._app.journal.stalled(state)))
-        return f"{safe(state.operation_id)}  {said}  {state.percentage:.0f}%  {self._message(state)}"
+        held = self._held(state, status)
+        return f"{safe(state.operation_id)}  {said}  {state.percentage:.0f}%  {held}{self._message(state)}"
 
-    def _message(self, state: OperationState) -> str:
-        progress = progress_state(state)
-        renderer = self._app.domains.renderer(state.operation_type)
-        return words.progress_words(progress, words.rendered(progress, renderer), words.detail(progress, renderer))
+    def _held(self, state: OperationState, status: str) -> str:
+        """For what it waits, if it does."""
+        if status != "running":
+            return ""
+        if state.waiting is not None:
+            return f"waiting: {safe(state.waiting['reason'], 80)}  "
+        retry = self._retries.get(state.operation_id)
+        now = self._now()
+        if retry is not None and (now < retry.until or state.last_position == retry.position):
+            return f"{retry.words(now)}  "
+        return ""
+
+    def _message(self, state: OperationState, room: int | None = None) -> str:
+        return words.shown(state, self._app.domains.renderer(state.operation_type), room)
 
     def _draw(self, states: Sequence[OperationState]) -> None:
         from rich.console import Group
@@ -195,6 +254,9 @@ class Viewer:
             elif not state.live and len(states) > 8:
                 continue
             lines.append(self._body(state, status, child=state.operation_id not in self._roots))
+            told = curves(state.context)
+            if told:
+                lines.append(f"    {safe(told)}")
         return lines
 
     def _head(self, state: OperationState, status: str) -> str:
@@ -206,8 +268,15 @@ class Viewer:
     def _body(self, state: OperationState, status: str, *, child: bool) -> str:
         name = f"{words.suffix(state.operation_id)} " if child else ""
         said = "" if status == state.status and status not in ("pending", "cancelling") else f"{status}: "
-        if state.waiting is not None and status == "running":
-            said = f"waiting: {safe(state.waiting['reason'], 80)}  "
-        return (
-            f"  {name}{bar(state.percentage, width=self._bar())} {state.percentage:3.0f}%  {said}{self._message(state)}"
-        )
+        before = f"  {name}{bar(state.percentage, width=self._bar())} {state.percentage:3.0f}%  {said}"
+        before += self._held(state, status)
+        return before + self._message(state, None if child else self._context.err.width - len(before))
+
+
+async def _last_retry(app: AsyncApp, operation_id: str) -> Retry | None:
+    sql = (
+        f"SELECT {EVENT_COLUMNS} FROM events WHERE operation_id = ? AND type <> 'progressed'"
+        " AND type = 'request_retried' ORDER BY sequence DESC LIMIT 1"
+    )
+    rows = await app.journal.rows(sql, (operation_id,))
+    return Retry.of(Event(*rows[0])) if rows else None

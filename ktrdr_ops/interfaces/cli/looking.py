@@ -118,17 +118,21 @@ def show(
     if follow:
         return follow_events(context, operation, everything=full or not timeline)
 
-    async def read(app: AsyncApp) -> tuple[dict[str, Json], list[Event]]:
+    async def read(app: AsyncApp) -> tuple[dict[str, Json], list[Event], str]:
         operation_id = await history.find(app.journal, operation)
         events = []
         if full:
             events = [event async for event in app.journal.read_all(operation_id)]
         elif timeline:
             events = await history.marks(app.journal, operation_id)
-        return await whole_document(app, operation_id), events
+        state = await app.journal.state(operation_id)
+        told = words.shown(state, app.domains.renderer(state.operation_type)) if state.live else ""
+        return await whole_document(app, operation_id), events, told
 
-    found, events = reading(context, operation, read)
+    found, events, told = reading(context, operation, read)
     text = words.field_words(found)
+    if told:
+        text += f"\n  {'shown':<10} {told}"
     for child in found.get("children", []):
         text += "\n  " + words.status_words(child) + "  " + safe(child["operation_id"])
     if full or timeline:

@@ -13,7 +13,7 @@ from ktrdr_ops.core.clock import iso, moment
 from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.progress import GenericProgressManager, GenericProgressState
-from ktrdr_ops.core.replay import progress_state, replay
+from ktrdr_ops.core.replay import replay
 from ktrdr_ops.core.state import OperationState, document
 from ktrdr_ops.interfaces.cli import words
 from ktrdr_ops.interfaces.cli.documents import reading, since_micros
@@ -39,6 +39,7 @@ class Shown:
     event: Event
     state: OperationState
     progress: GenericProgressState
+    detail: str
 
     def document(self) -> dict[str, Json]:
         """As --json prints it."""
@@ -61,7 +62,7 @@ class Shown:
     def text(self) -> str:
         """On a line."""
         at = moment(self.event.at).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        said = words.progress_words(self.progress, safe(self.progress.message, 400))
+        said = words.progress_words(self.progress, safe(self.progress.message, 400), self.detail)
         return f"{self.event.position:>8}  {at}Z  {self.progress.percentage:3.0f}%  {said}"
 
 
@@ -110,10 +111,12 @@ async def shown(app: AsyncApp, operation_id: str) -> AsyncIterator[Shown]:
     """Each thing that was shown, in order, its message rendered by the operation's domain."""
     last: list[GenericProgressState] = []
     asked = await history.submitted(app.journal, operation_id)
-    manager = GenericProgressManager(last.append, app.domains.renderer(asked.operation_type))
+    renderer = app.domains.renderer(asked.operation_type)
+    manager = GenericProgressManager(last.append, renderer)
     async for event, state in replay(app.journal, operation_id, manager):
         if last:
-            yield Shown(event, state, last.pop())
+            progress = last.pop()
+            yield Shown(event, state, progress, words.detail(progress, renderer))
 
 
 async def _all(context: Context, app: AsyncApp, operation_id: str) -> None:
@@ -143,10 +146,7 @@ async def _at(context: Context, app: AsyncApp, operation_id: str, text: str) -> 
     """The state as it was. Raises InvalidValue for a moment before its first event."""
     state = await _state_then(context, app, operation_id, text)
     found = document(state, state.status)
-    renderer = app.domains.renderer(state.operation_type)
-    progress = progress_state(state)
-    progress.message = words.rendered(progress, renderer)
-    told = words.progress_words(progress, progress.message, words.detail(progress, renderer))
+    told = words.shown(state, app.domains.renderer(state.operation_type))
     then = f"{iso(state.last_at)}, position {state.last_position:,}"
     context.emit(
         found, f"{words.field_words(found, moment(state.last_at))}\n  {'shown':<10} {told}\n  {'then':<10} {then}"

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ktrdr_ops.core.progress import eta_part, format_duration, items_part, step_part
+from ktrdr_ops.core.progress import eta_part, format_duration, items_part, step_part, with_progress
+from ktrdr_ops.core.replay import progress_state
 from ktrdr_ops.interfaces.cli.screen import Style, paint, safe, unpainted
+from ktrdr_ops.interfaces.cli.sparkline import curves, is_curve
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.events import Event, Json
     from ktrdr_ops.core.progress import GenericProgressState, ProgressRenderer
+    from ktrdr_ops.core.state import OperationState
 
 _SIGNS: dict[str, tuple[str, Style]] = {
     "completed": ("✓", "good"),
@@ -145,14 +148,29 @@ def rendered(state: GenericProgressState, renderer: ProgressRenderer) -> str:
 
 
 def progress_words(state: GenericProgressState, message: str, detail: str = "") -> str:
-    """The rendered message, and each of step, items and what is left to go that it does not say itself."""
+    """The rendered message, and each of step, items, what is left to go and the detail that it does not say itself."""
     step, items, eta = step_part(state), items_part(state), eta_part(state)
     if not items and state.items_processed:
         items = f"{state.items_processed:,} items"
-    parts = [part for part in (items, eta, safe(detail, 120)) if part and part not in message]
+    said = message.casefold()
+    more = " · ".join(part for part in safe(detail, 120).split(" · ") if part.casefold() not in said)
+    parts = [part for part in (items, eta, more) if part and part not in message]
     if step and step not in message:
         message = f"{message} {step}"
     return " │ ".join([message, *parts])
+
+
+def shown(state: OperationState, renderer: ProgressRenderer, room: int | None = None) -> str:
+    """How a terminal shows a state's progress: in its domain's words; without them where they need more than ``room``
+    columns."""
+    from rich.cells import cell_len
+
+    progress = progress_state(state)
+    more = detail(progress, renderer)
+    told = progress_words(progress, rendered(progress, renderer), more)
+    if room is not None and cell_len(told) > room:
+        return progress_words(progress, with_progress(safe(progress.message, 400), progress), more)
+    return told
 
 
 def event_words(event: Event) -> str:
@@ -204,7 +222,8 @@ def field_words(document: Mapping[str, Any], now: datetime | None = None) -> str
         ("progress", f"{document['percentage']:.1f} %  step {document['current_step']} of {document['total_steps']}"),
         ("message", safe(document["message"], 400)),
         ("waiting", pairs(document["waiting"]) if document["waiting"] else ""),
-        ("context", pairs(document["context"], many=20)),
+        ("context", pairs({k: v for k, v in document["context"].items() if not is_curve(v)}, many=20)),
+        ("curves", safe(curves(document["context"]))),
         ("created", local_and_utc(document["created_at"])),
         ("started", local_and_utc(document["started_at"])),
         ("finished", local_and_utc(document["finished_at"])),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pty
 import signal
-import threading
 
 import pytest
 
@@ -163,64 +159,3 @@ def test_watch_settles_an_owner_that_dies(cli):
     assert ran.code == 9
     assert ran.lines[-1]["type"] == "interrupted"
     assert cli.count("interrupted") == 1
-
-
-# A terminal
-
-
-def at_a_terminal(cli, *arguments, presses=None, **environment):
-    """Run it at a pseudo-terminal; gives the exit code and all that was shown."""
-    child, terminal = pty.fork()
-    if child == 0:
-        try:
-            os.chdir(cli.folder)
-            command = cli.command("--journal", cli.journal, *arguments)
-            os.execve(command[0], command, cli.environment | environment)
-        finally:
-            os._exit(127)
-    if presses is not None:
-        threading.Thread(target=presses, args=(terminal,), daemon=True).start()
-    shown = b""
-    try:
-        while chunk := os.read(terminal, 4096):
-            shown += chunk
-    except OSError:
-        pass
-    finally:
-        os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown.decode("utf-8", "replace")
-
-
-def test_at_a_terminal_a_bar_is_drawn_and_the_result_printed(cli):
-    code, shown = at_a_terminal(cli, "toy", "work", "good", "--pause", "0.1")
-    assert code == 0
-    assert "━" in shown
-    assert "60%" in shown
-    assert "Piece 3 (good) [3/5]" in shown
-    assert "\x1b[32m✓" in shown
-    assert shown.rstrip().endswith("done now 5")
-
-
-def test_at_a_terminal_without_utf_8_the_bar_is_ascii(cli):
-    code, shown = at_a_terminal(cli, "toy", "work", "good", "--pause", "0.1", PYTHONIOENCODING="ascii", NO_COLOR="1")
-    assert code == 0
-    assert "====" in shown
-    assert shown.isascii()
-    assert "\x1b[32m" not in shown
-
-
-def test_ctrl_c_at_a_terminal_leaves_it_as_it_was(cli):
-    def press(terminal):
-        cli.until(lambda: cli.count("progressed", "Piece 3"))
-        os.write(terminal, b"\x03")
-
-    code, shown = at_a_terminal(cli, "toy", "work", "slow", "--until", cli.flag, presses=press)
-    assert code == 130
-    assert "Operation cancelled successfully" in shown
-    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")
-
-
-def test_what_was_lost_above_a_terminal_is_json_safe(cli):
-    code, shown = at_a_terminal(cli, "toy", "work", "good", "--json")
-    assert code == 0
-    assert json.loads(shown[shown.index("{") : shown.rindex("}") + 1])["status"] == "completed"

@@ -32,6 +32,11 @@ def lefts(rate, piece):
     return {} if rate is None else {"left": rate**piece, "lefts": [rate**one for one in range(1, piece + 1)]}
 
 
+def held(attempt, waits):
+    """Says that it waits for the toy host, where it does."""
+    return attempt.waiting("the toy host sleeps", 30) if waits else contextlib.nullcontext()
+
+
 async def used(attempt, name):
     """The toy of that name as an input; one that nobody published was read all the same."""
     found = await attempt.catalogue.latest("toy", name)
@@ -58,6 +63,10 @@ class Words(ProgressRenderer):
             f"{state.message} ({name})" if name and name not in state.message else state.message, state
         )
 
+    def render_step_detail(self, state):
+        left = state.context.get("left")
+        return state.message if left is None else f"{state.message} · {left:.0%} left"
+
 
 class Work(OperationProvider):
     """Does ``pieces`` pieces, each a step, with a pause; waits at piece 3 while the file ``until`` is not there."""
@@ -83,14 +92,14 @@ class Work(OperationProvider):
         )
 
     async def perform(self, operation, progress, token, attempt):
+        from ktrdr_ops.core.host_service import Retry
+
         asked = operation.parameters
         done = 0
         if asked["use"]:
             await attempt.uses(*[await used(attempt, name) for name in asked["use"]])
         for piece in range(1, asked["pieces"] + 1):
-            told = (
-                {} if asked["rate"] is None else {"left": asked["rate"] ** piece, "lefts": lefts(asked["rate"], piece)}
-            )
+            told = lefts(asked["rate"], piece)
             progress.update_progress(piece, f"Piece {piece}", piece, told, total_items=asked["pieces"])
             if asked["fail"] == f"host{piece}" and f"piece {piece}" not in attempt.steps:
                 raise HostUnavailable("the toy host refused the connection", hint="Is it running?  ktrdr-ops doctor")
@@ -102,11 +111,14 @@ class Work(OperationProvider):
                 raise ZeroDivisionError("a defect\x1b[2J")
             if asked["stuck"] == "thread" and piece == 3:
                 await asyncio.to_thread(time.sleep, 60)
+            if asked["stuck"] == "retry" and piece == 3:
+                attempt.retried(Retry("toy host", "GET", "/toy", 2, "the toy host hung up", 15.0))
+            async with held(attempt, asked["stuck"] == "wait" and piece == 3):
+                while piece == 3 and asked["until"] and not Path(asked["until"]).exists():
+                    await token.sleep(0.02)
             while asked["stuck"] == "deaf" and piece == 3:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(60)
-            while piece == 3 and asked["until"] and not Path(asked["until"]).exists():
-                await token.sleep(0.02)
             if asked["pause"]:
                 await token.sleep(asked["pause"])
             if f"piece {piece}" not in attempt.steps:
@@ -149,7 +161,7 @@ domain = Domain(
                 Option("rate", "What each piece leaves of what was left", "float"),
                 Option("publish", "Put a toy into this file", "path"),
                 Option("use", "The names of toys to use", many=True),
-                Option("stuck", "Do not stop at piece 3", choices=("thread", "deaf")),
+                Option("stuck", "Do not stop at piece 3", choices=("thread", "deaf", "retry", "wait")),
             ),
             operation_type="toy_work",
             each="name",

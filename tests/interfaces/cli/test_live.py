@@ -1,0 +1,141 @@
+"""How operations are shown while they go: at a terminal, and as lines where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import threading
+
+import pytest
+
+
+def at_a_terminal(cli, *arguments, presses=None, width=120, **environment):
+    """Run it at a pseudo-terminal of this width; gives the exit code and all that was shown."""
+    child, terminal = pty.fork()
+    if child == 0:
+        try:
+            os.chdir(cli.folder)
+            command = cli.command("--journal", cli.journal, *arguments)
+            os.execve(command[0], command, cli.environment | {"COLUMNS": str(width)} | environment)
+        finally:
+            os._exit(127)
+    if presses is not None:
+        threading.Thread(target=presses, args=(terminal,), daemon=True).start()
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:
+        pass
+    finally:
+        os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown.decode("utf-8", "replace")
+
+
+def test_at_a_terminal_a_bar_is_drawn_and_the_result_printed(cli):
+    code, shown = at_a_terminal(cli, "toy", "work", "good", "--pause", "0.1")
+    assert code == 0
+    assert "━" in shown
+    assert "60%" in shown
+    assert "Piece 3 (good) [3/5]" in shown
+    assert "\x1b[32m✓" in shown
+    assert shown.rstrip().endswith("done now 5")
+
+
+def test_at_a_terminal_without_utf_8_the_bar_is_ascii(cli):
+    code, shown = at_a_terminal(cli, "toy", "work", "good", "--pause", "0.1", PYTHONIOENCODING="ascii", NO_COLOR="1")
+    assert code == 0
+    assert "====" in shown
+    assert shown.isascii()
+    assert "\x1b[32m" not in shown
+
+
+def test_ctrl_c_at_a_terminal_leaves_it_as_it_was(cli):
+    def press(terminal):
+        cli.until(lambda: cli.count("progressed", "Piece 3"))
+        os.write(terminal, b"\x03")
+
+    code, shown = at_a_terminal(cli, "toy", "work", "slow", "--until", cli.flag, presses=press)
+    assert code == 130
+    assert "Operation cancelled successfully" in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")
+
+
+def test_what_was_lost_above_a_terminal_is_json_safe(cli):
+    code, shown = at_a_terminal(cli, "toy", "work", "good", "--json")
+    assert code == 0
+    assert json.loads(shown[shown.index("{") : shown.rindex("}") + 1])["status"] == "completed"
+
+
+def shown_lines(text):
+    """What stood on the terminal's lines at any time, without its control sequences."""
+    return {re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", text)}
+
+
+def goes_on_once_shown(cli, *, said):
+    """Lets the work go on as soon as the journal has an event of that type."""
+
+    def look(terminal):
+        cli.until(lambda: cli.count(said))
+        threading.Event().wait(0.3)  # the region is drawn ten times a second
+        cli.flag.touch()
+
+    return look
+
+
+@pytest.mark.parametrize(
+    ("stuck", "event", "words"),
+    [
+        ("retry", "request_retried", "retry 2: the toy host hung up, next in 15 s"),
+        ("wait", "wait_started", "waiting: the toy host sleeps"),
+    ],
+)
+def test_at_a_terminal_the_line_says_for_what_it_waits(cli, stuck, event, words):
+    code, shown = at_a_terminal(
+        cli, "toy", "work", "slow", "--until", cli.flag, "--stuck", stuck, presses=goes_on_once_shown(cli, said=event)
+    )
+    assert code == 0
+    assert any(words in line for line in shown_lines(shown))
+
+
+def test_a_curve_of_the_context_is_drawn_beneath_the_bar(cli):
+    code, shown = at_a_terminal(cli, "toy", "work", "good", "--rate", "0.5", "--pause", "0.1")
+    assert code == 0
+    assert "    lefts █▄▂▁▁" in shown_lines(shown)
+    assert any("Piece 3 (good) [3/5] (3/5 items) │ 12% left" in line for line in shown_lines(shown))
+    assert re.search(r"curves +lefts █▄▂▁▁", cli("show", "@last").out)
+    assert re.search(r"curves +lefts #", cli("show", "@last", PYTHONIOENCODING="ascii").out)
+
+
+def test_no_line_is_longer_than_the_terminal(cli):
+    options = ("--rate", "0.5", "--pause", "0.05", "--pieces", "4")
+    code, shown = at_a_terminal(cli, "toy", "work", "good", *options, width=44)
+    assert code == 0
+    drawn = [line for line in shown_lines(shown) if "━" in line or "─" in line]
+    assert drawn
+    assert max(map(len, drawn)) <= 44
+    assert not any("(good)" in line for line in drawn)
+
+
+@pytest.mark.parametrize(
+    ("stuck", "words"),
+    [("retry", "retry 2: the toy host hung up, next in 15 s"), ("wait", "waiting: the toy host sleeps")],
+)
+def test_without_a_terminal_a_retry_and_a_wait_are_a_line_each(cli, stuck, words):
+    running = cli.slow("--stuck", stuck)
+    line = next(line for line in running.process.stderr if "the toy host" in line)
+    assert line.startswith("toy_work_slow_")
+    assert words in line
+    cli.flag.touch()
+    assert running.ended().code == 0
+
+
+def test_details_are_shown_wherever_progress_is_and_say_nothing_twice(cli):
+    running = cli.slow("--rate", "0.5")
+    told = "Piece 3 (slow) [3/5] (3/5 items) │ 12% left"
+    assert f"shown      {told}" in cli("show", "@running").out
+    assert any(line.endswith(told) for line in cli("replay", "@running").out.splitlines())
+    cli.flag.touch()
+    running.ended()
