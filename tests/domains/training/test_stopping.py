@@ -91,7 +91,7 @@ async def test_a_cancel_while_the_start_is_on_its_way_stops_what_it_started(open
             either.fault = lambda method, path: None
             await asyncio.sleep(0.3)
             either.server.requests.append("POST /training/start HTTP/1.1")
-            either.server.bodies.append(either.server.bodies[0] if False else body)
+            either.server.bodies.append(body)
             await either._answer(connection)
 
         body = either.server.bodies[-1]
@@ -134,7 +134,6 @@ async def test_a_session_that_completed_before_it_could_be_stopped_keeps_its_res
     host.pace = None
     async with opened(host) as app:
         task = await running(app, host)
-        app.provider("model_train").connector.manager.host._deadline = 5.0
         host.lies = True
         await app.cancel("@last")
         host.advance(5)
@@ -144,3 +143,28 @@ async def test_a_session_that_completed_before_it_could_be_stopped_keeps_its_res
         assert ended.fact.confirmed
         assert (await train(app)).epochs == 5
     assert len(host.sessions) == 1
+
+
+async def test_a_cancel_at_the_beginning_of_a_later_attempt_stops_the_session_of_the_earlier(opened, either):
+    either.pace = None
+    away = False
+
+    async def broken(connection):
+        connection.reset()
+
+    either.fault = lambda method, path: broken if away else None
+    async with opened(either) as app:
+        task = await running(app, either)
+        app.framework.interrupt_all("signal SIGTERM")
+        with pytest.raises(OperationInterrupted):
+            await task
+        away = True
+        task = asyncio.create_task(train(app))
+        await until_event(app, lambda event: event.type == "wait_started")
+        await app.cancel("@last")
+        away = False
+        with pytest.raises(OperationCancelledException):
+            await task
+        [ended] = await events(app, "cancelled")
+    assert ended.fact.confirmed
+    assert either.session.status == "stopped"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused
-from ktrdr_ops.domains.training.engine.errors import HostBusy, SessionUnknown
+from ktrdr_ops.domains.training.engine.errors import SessionUnknown
 from ktrdr_ops.domains.training.engine.host import (
     MOST_CONCURRENT,
     START,
@@ -18,6 +18,7 @@ from ktrdr_ops.domains.training.engine.host import (
     Status,
     TrainingHostService,
     batch_of,
+    busy,
     number,
     object_in,
     says_unknown,
@@ -50,7 +51,7 @@ class FirstGenerationSession:
             await self.host.post(START, self._asked(config, resume_from))
         except HostAnswerWrong as error:
             if MOST_CONCURRENT in error.message:
-                raise HostBusy(error.message, **error.details) from error
+                raise busy(error) from error
             if "already exists" not in error.message:
                 raise
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.cancellation import CancellationToken
 
 
-async def session_on(host: TrainingHostService, session_id: str, token: CancellationToken) -> Session:
+async def session_on(host: TrainingHostService, session_id: str, token: CancellationToken | None) -> Session:
     """The session, on whichever generation the host turns out to be."""
     health = await host.check_health(token)
     if "worker_status" in health:

@@ -6,12 +6,14 @@ What a session's calls raise: ``HostUnavailable`` and ``HostAnswerWrong`` (nothi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ktrdr_ops.core.errors import HostAnswerWrong
+from ktrdr_ops.core.errors import HostAnswerWrong, HostServiceError
 from ktrdr_ops.core.host_service import AsyncHostService
+from ktrdr_ops.domains.training.engine.errors import HostBusy
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.cancellation import CancellationToken
@@ -83,14 +85,14 @@ class TrainingHostService(AsyncHostService):
         """As it was given."""
         return self._url_of_host
 
-    async def listed(self, session_id: str) -> str | None:
-        """The host's word for the status of a session that it lists; None where it lists no such session."""
+    async def listed(self, session_id: str) -> Status | None:
+        """The status of a session that it lists; None where it lists no such session."""
         sessions = object_in(await self.get(SESSIONS), SESSIONS).get("sessions")
         if not isinstance(sessions, list):
             raise HostAnswerWrong(f"the {SERVICE} lists no sessions at {SESSIONS}")
         for each in sessions:
             if isinstance(each, dict) and each.get("session_id") == session_id:
-                return str(each.get("status"))
+                return status_of(each.get("status"))
         return None
 
 
@@ -115,6 +117,13 @@ class Session(Protocol):
 def says_unknown(error: HostAnswerWrong) -> bool:
     """Whether a 500 says that there is no such session."""
     return error.details.get("status") == 500 and "not found" in error.message
+
+
+def busy(error: HostServiceError) -> HostBusy:
+    """That the host has as many sessions as it takes, in its own words."""
+    found = re.search(rf"{MOST_CONCURRENT}[^.;(]*(\(\d+\) reached)?", error.message)
+    said = found.group().strip() if found else error.message
+    return HostBusy(f"the {SERVICE} is busy: {said}", **error.details)
 
 
 def object_in(body: Any, path: str) -> dict[str, Any]:

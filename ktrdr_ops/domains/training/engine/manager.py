@@ -97,7 +97,8 @@ class _Run:
         self._tell(2, "Starting session", PREPARED_AT)
         training = Training(self.manager.host, self.config, self.attempt, self.epochs, self.manager.stop_deadline)
         result = await training.completed(lambda: self._tell(2, "Session started", FROM))
-        last = {"epochs": self.epochs.last, "best_epoch": self.epochs.best, "metrics": self.epochs.metrics}
+        curve = self.epochs.curve
+        last = {"epochs": curve.last, "best_epoch": curve.best, "metrics": curve.metrics}
         await self.attempt.complete_step("trained", {"session_id": training.session_id, **last, **trimmed(result)})
 
     # 4

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused, HostUnavailable
-from ktrdr_ops.domains.training.engine.errors import HostBusy, SessionUnknown
+from ktrdr_ops.domains.training.engine.errors import SessionUnknown
 from ktrdr_ops.domains.training.engine.host import (
     SERVICE,
     START,
@@ -15,6 +15,7 @@ from ktrdr_ops.domains.training.engine.host import (
     Look,
     TrainingHostService,
     batch_of,
+    busy,
     number,
     object_in,
     status_of,
@@ -46,7 +47,7 @@ class SecondGenerationSession:
             await self.host.post(START, self._asked(config, resume_from))
         except HostUnavailable as error:
             if error.details["status"] == 503:
-                raise HostBusy(error.message, **error.details) from error
+                raise busy(error) from error
             raise
         except HostRefused as error:
             if error.details["status"] != 409:
