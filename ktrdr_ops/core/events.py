@@ -169,7 +169,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The attempt failed."""
+    """The attempt failed. ``final``: going on with it would fail again; the hint says what helps."""
 
     type: ClassVar[str] = "failed"
     event_class: ClassVar[EventClass] = "terminal"
@@ -178,6 +178,7 @@ class Failed:
     message: str
     hint: str | None = None
     result: Json = None
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -364,6 +364,7 @@ class AsyncOrchestrationFramework:
                 message=str(strict(str(message)[:8000].encode("utf-8", "replace").decode(), "message")),
                 hint=document.get("hint"),
                 result=summary(details.get("result"), None) if known else None,
+                final=details.get("final") is True,
             ),
         )
         if isinstance(error, KtrdrOpsError):

@@ -179,7 +179,9 @@ def _completed(state: OperationState, fact: Completed, event: Event) -> dict[str
 
 
 def _failed(state: OperationState, fact: Failed, event: Event) -> dict[str, Any]:
-    error = {"code": fact.code, "message": fact.message, "hint": fact.hint}
+    error: dict[str, Json] = {"code": fact.code, "message": fact.message, "hint": fact.hint}
+    if fact.final:
+        error["final"] = True
     return {**_ended("failed", event), "error": error, "result": fact.result}
 
 

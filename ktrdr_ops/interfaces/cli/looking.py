@@ -99,6 +99,8 @@ def _cell(found: dict[str, Json], name: str) -> str:
     if name == "took":
         took = words.age(found)
         return "" if took is None else words.seconds(took)
+    if name == "message" and words.unconfirmed(found):
+        return words.UNCONFIRMED
     if name == "percentage":
         return f"{found[name]:.0f}"
     value = found["context"].get(name.removeprefix("context.")) if name.startswith("context.") else found[name]

@@ -88,7 +88,7 @@ def cancel(
     found, refused = over_journal(context, first, stop)
     for error in refused:
         context.complain(f"{paint('!', 'warn')} {safe(error.message)}")
-    _emit(context, found, [_cancelled_words(one) for one in found], alone=bool(operations and len(operations) == 1))
+    _emit(context, found, [words.stopped(one) for one in found], alone=bool(operations and len(operations) == 1))
     return max((error.exit_code for error in refused), default=0)
 
 
@@ -127,15 +127,6 @@ async def _stopped(app: AsyncApp, ids: Sequence[str]) -> None:
         return
 
 
-def _cancelled_words(found: dict[str, Json]) -> str:
-    name = safe(found["operation_id"])
-    if found["status"] == "cancelling":
-        return f"{words.status_words(found)}  {name}: the request is recorded; it has not stopped yet"
-    latency = (found["cancellation"] or {}).get("latency_ms")
-    within = "" if latency is None else f" in {words.seconds(latency / 1000)}"
-    return f"{words.status_words(found)}  {name}{within}"
-
-
 def _emit(context: Context, found: list[dict[str, Json]], lines: list[str], *, alone: bool) -> None:
     """One that was named alone as its document, else as a list."""
     document = found[0] if alone and len(found) == 1 else {"operations": found, "total": len(found)}
@@ -164,8 +155,6 @@ def resume(
         ids = await _resumable(app, operations, parent)
         if dry_run:
             return await _would_resume(context, app, ids, restart)
-        for operation_id in () if restart else ids:
-            await _can_go_on(app, operation_id)
         how = How(fresh=restart, steal=steal, wait=times.patience(wait, await _usual_patience(app, ids)))
         ended = await operating.operate(context, app, _beginning(app, ids, how))
         if len(ids) == 1:
@@ -180,16 +169,6 @@ async def _resumable(app: AsyncApp, operations: Sequence[str] | None, parent: st
         return await _meant(app, operations, None)
     children = await history.children(app.journal, await history.find(app.journal, parent))
     return [state.operation_id for state in children if app.journal.status(state) != "completed"]
-
-
-async def _can_go_on(app: AsyncApp, operation_id: str) -> None:
-    """Raises InvalidValue where a later attempt cannot go on from an earlier one."""
-    state = await app.journal.state(operation_id)
-    if not app.provider(state.operation_type).resumable:
-        raise InvalidValue(
-            f"{operation_id} cannot go on from where it was",
-            hint=f"Start it afresh: ktrdr-ops resume {words.suffix(operation_id)} --restart",
-        )
 
 
 async def _usual_patience(app: AsyncApp, ids: Sequence[str]) -> float:
@@ -267,6 +246,8 @@ def _plan(app: AsyncApp, state: OperationState, status: str) -> str:
         return "nothing: it is completed"
     if status not in ("failed", "cancelled", "interrupted"):
         return "nothing: it runs"
+    if state.final:
+        return "nothing: it cannot go on from there, only --restart"
     return "resume" if app.provider(state.operation_type).resumable else "restart"
 
 

@@ -35,12 +35,25 @@ def suffix(operation_id: str) -> str:
     return operation_id.rpartition("_")[2]
 
 
+UNCONFIRMED = "the host did not confirm that it stopped"
+
+
+def unconfirmed(document: Mapping[str, Json]) -> bool:
+    """Whether it was cancelled, and nobody confirmed that what it had begun has stopped."""
+    return document["status"] == "cancelled" and (document.get("cancellation") or {}).get("confirmed") is False
+
+
 def status_words(document: Mapping[str, Json]) -> str:
     """The sign and the word, and what is said beside it."""
-    sign, style = _SIGNS.get(document["status"], ("·", "bold"))
+    sign, style = ("!", _SIGNS["cancelled"][1]) if unconfirmed(document) else _sign(document)
     beside = ", stalled" if document["stalled"] else ""
+    beside += ", not confirmed" if unconfirmed(document) else ""
     beside += ", waiting" if document["waiting"] else ""
     return paint(f"{sign} {document['status']}{beside}", style)
+
+
+def _sign(document: Mapping[str, Json]) -> tuple[str, Style]:
+    return _SIGNS.get(document["status"], ("·", "bold"))
 
 
 def seconds(value: float) -> str:
@@ -93,9 +106,9 @@ def pairs(values: Mapping[str, Json], *, many: int = _MANY) -> str:
 
 
 def outcome(document: Mapping[str, Json], command: str, took: float | None = None) -> str:
-    """How an attempt ended, in one to three lines. ``command`` resumes it; ``took`` is the attempt's own seconds."""
+    """How an attempt ended: a line, then hints. ``command`` resumes it; ``took`` is the attempt's own seconds."""
     status = document["status"]
-    sign, style = _SIGNS.get(status, ("·", "bold"))
+    sign, style = _sign(document)
     name = safe(document["operation_id"])
     kept = (document["checkpoint"] or {}).get("steps", 0)
     steps = f" · {kept:,} {'step' if kept == 1 else 'steps'} kept" if kept else ""
@@ -105,19 +118,35 @@ def outcome(document: Mapping[str, Json], command: str, took: float | None = Non
         within = "" if took is None else f" in {seconds(took)}"
         return f"{paint(sign, style)} {name} completed{within}" + (f" · {told}" if told else "")
     if status == "cancelled":
-        latency = (document["cancellation"] or {}).get("latency_ms")
-        within = "" if latency is None else f" in {seconds(latency / 1000)}"
-        sure = "" if (document["cancellation"] or {}).get("confirmed", True) else " · the host did not confirm it"
-        return (
-            f"{paint(sign, style)} Operation cancelled successfully{within}{steps} · nothing half-written{sure}\n"
-            f"  resume: {command}"
-        )
+        told = f"Operation cancelled successfully{_latency(document)}{steps} · nothing half-written"
+        if unconfirmed(document):
+            sign, told = "!", f"{name} was cancelled{_latency(document)}{steps}, but {UNCONFIRMED}"
+        return f"{paint(sign, style)} {told}\n  resume: {command}"
     if status == "interrupted":
-        why = safe((document["error"] or {}).get("message") or "")
-        return f"{paint(sign, style)} {name} was interrupted: {why}{steps}\n  resume: {command}"
+        error = document["error"] or {}
+        line = f"{paint(sign, style)} {name} was interrupted: {safe(error.get('message') or '', 4000)}{steps}"
+        afresh = f"  It cannot go on from there. Do all of it afresh: {command} --restart"
+        return f"{line}\n" + (afresh if error.get("final") else f"  resume: {command}")
     if status == "failed":
         return _failure(document, command, kept)
     return f"{status_words(document)}  {name}"
+
+
+def stopped(document: Mapping[str, Json]) -> str:
+    """What a cancel came to, for the one who asked for it."""
+    name = safe(document["operation_id"])
+    if document["status"] == "cancelling":
+        return f"{status_words(document)}  {name}: the request is recorded; it has not stopped yet"
+    if unconfirmed(document):
+        return f"{status_words(document)}  {name}{_latency(document)}: {UNCONFIRMED}"
+    if document["status"] == "cancelled":
+        return f"{paint('✓ cancelled', 'good')}  {name}{_latency(document)}"
+    return f"{status_words(document)}  {name}"
+
+
+def _latency(document: Mapping[str, Json]) -> str:
+    latency = (document["cancellation"] or {}).get("latency_ms")
+    return "" if latency is None else f" in {seconds(latency / 1000)}"
 
 
 def _failure(document: Mapping[str, Json], command: str, kept: int) -> str:
@@ -127,7 +156,8 @@ def _failure(document: Mapping[str, Json], command: str, kept: int) -> str:
     if kept:
         lines.append(f"  The journal has {kept:,} of its steps; nothing is lost.")
     lines += [f"  {safe(line)}" for line in hint.splitlines()]
-    lines.append(f"  Then: {command}")
+    if not error.get("final"):
+        lines.append(f"  Then: {command}")
     return "\n".join(lines)
 
 
@@ -234,6 +264,7 @@ def field_words(document: Mapping[str, Any], now: datetime | None = None) -> str
         ("result", pairs(document["result"], many=40) if isinstance(document["result"], dict) else ""),
         ("error", pairs({k: v for k, v in (document["error"] or {}).items() if v is not None})),
         ("cancel", pairs(document["cancellation"]) if document["cancellation"] else ""),
+        ("", paint(f"! {UNCONFIRMED}", "warn") if unconfirmed(document) else ""),
     ]
     return "\n".join(lines + [f"  {name:<10} {value}" for name, value in rows if value])
 

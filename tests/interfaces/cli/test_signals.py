@@ -159,3 +159,51 @@ def test_watch_settles_an_owner_that_dies(cli):
     assert ran.code == 9
     assert ran.lines[-1]["type"] == "interrupted"
     assert cli.count("interrupted") == 1
+
+
+# Ends that are not plain
+
+
+def test_a_cancel_that_nobody_confirmed_is_said_everywhere(cli):
+    running = cli.start("toy", "work", "slow", "--stuck", "liar")
+    cli.until(lambda: cli.count("progressed", "Piece 3"))
+    said = "the host did not confirm that it stopped"
+    ran = cli("cancel", "@running")
+    assert ran.code == 0
+    assert ran.out.startswith("! cancelled, not confirmed  toy_work_slow_")
+    assert said in ran.out
+    there = running.ended()
+    assert (there.code, said in there.err, "successfully" in there.err) == (130, True, False)
+    assert "nothing half-written" not in there.err
+    for told in (cli("list").out, cli("show", "@last").out):
+        assert "! cancelled, not confirmed" in told
+        assert said in told
+    assert cli("list", "--json").json["operations"][0]["cancellation"]["confirmed"] is False
+
+
+def test_a_cancel_that_was_confirmed_has_succeeded(cli):
+    running = cli.slow()
+    ran = cli("cancel", "@running")
+    assert (ran.code, ran.out.startswith("✓ cancelled  toy_work_slow_")) == (0, True)
+    assert "Operation cancelled successfully" in running.ended().err
+
+
+def test_an_outcome_that_nobody_knows_is_done_again_only_by_a_restart(cli):
+    ran = cli("toy", "work", "slow", "--fail", "lost3")
+    suffix = cli.rows("SELECT suffix FROM operations")[0][0]
+    assert ran.code == 9
+    assert "was interrupted: outcome unknown, last seen piece 2 of 5" in ran.err
+    assert f"resume {suffix} --restart" in ran.err
+    again = cli("resume", suffix)
+    assert again.code == 9
+    assert "--restart" in again.err
+    assert cli("resume", suffix, "--dry-run", "--json").json["operations"][0]["plan"].endswith("only --restart")
+    assert cli("show", suffix, "--json").json["error"]["final"] is True
+
+
+def test_after_a_final_error_no_resume_is_offered(cli):
+    ran = cli("toy", "work", "slow", "--fail", "final3")
+    assert (ran.code, "Buy one." in ran.err, "resume" in ran.err) == (1, True, False)
+    watched = cli("watch", "@last")
+    assert (watched.code, "resume" in watched.err) == (1, False)
+    assert "resume" in cli("toy", "work", "good", "--fail", "3").err

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from ktrdr_ops.core.artifacts import Publication
 from ktrdr_ops.core.domain import Command, CommandContext, CommandResult, Domain, OperationProvider, Option
-from ktrdr_ops.core.errors import HostUnavailable, InvalidValue, OperationFailed
+from ktrdr_ops.core.errors import (
+    HostUnavailable,
+    InvalidValue,
+    OperationCancelledException,
+    OperationFailed,
+    OperationInterrupted,
+)
 from ktrdr_ops.core.orchestration import AsyncOperation
 from ktrdr_ops.core.progress import ProgressRenderer, with_progress
 
@@ -35,6 +41,14 @@ def lefts(rate, piece):
 def held(attempt, waits):
     """Says that it waits for the toy host, where it does."""
     return attempt.waiting("the toy host sleeps", 30) if waits else contextlib.nullcontext()
+
+
+async def unconfirmed(token):
+    """Until it is cancelled; and then the host still runs."""
+    try:
+        await token.sleep(60)
+    except OperationCancelledException as told:
+        raise OperationCancelledException("the toy host still runs", confirmed=False) from told
 
 
 async def used(attempt, name):
@@ -105,6 +119,10 @@ class Work(OperationProvider):
                 raise HostUnavailable("the toy host refused the connection", hint="Is it running?  ktrdr-ops doctor")
             if asked["fail"] == str(piece) and attempt.number == 1:
                 raise OperationFailed(f"piece {piece} broke", hint="Mend it.")
+            if asked["fail"] == f"final{piece}":
+                raise OperationFailed("there is no such toy", hint="Buy one.", final=True)
+            if asked["fail"] == f"lost{piece}":
+                raise OperationInterrupted("outcome unknown, last seen piece 2 of 5", final=True)
             if asked["fail"] == "patience":
                 raise OperationFailed(f"waits {attempt.patience:g} s")
             if asked["fail"] == f"bug{piece}":
@@ -116,6 +134,8 @@ class Work(OperationProvider):
             async with held(attempt, asked["stuck"] == "wait" and piece == 3):
                 while piece == 3 and asked["until"] and not Path(asked["until"]).exists():
                     await token.sleep(0.02)
+            if asked["stuck"] == "liar" and piece == 3:
+                await unconfirmed(token)
             while asked["stuck"] == "deaf" and piece == 3:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(60)
@@ -161,7 +181,7 @@ domain = Domain(
                 Option("rate", "What each piece leaves of what was left", "float"),
                 Option("publish", "Put a toy into this file", "path"),
                 Option("use", "The names of toys to use", many=True),
-                Option("stuck", "Do not stop at piece 3", choices=("thread", "deaf", "retry", "wait")),
+                Option("stuck", "Do not stop at piece 3", choices=("thread", "deaf", "liar", "retry", "wait")),
             ),
             operation_type="toy_work",
             each="name",
