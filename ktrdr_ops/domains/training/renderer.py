@@ -16,7 +16,7 @@ class TrainingProgressRenderer(ProgressRenderer):
         """The message with what is trained and how far it is; of its own result it makes nothing else."""
         context, message = state.context, state.message
         model, symbols = context.get("model_type"), _symbols(state)
-        if message.startswith(_STARTING) and model:
+        if state.current_step == 0 and message.startswith(_STARTING) and model:
             timeframes = ", ".join(map(str, context.get("timeframes") or ()))
             return with_parts(f"{_TRAINING} {model}", symbols and f"on {symbols}", timeframes and f"[{timeframes}]")
         if message == _TRAINING and context.get("epoch") and context.get("epochs"):

@@ -12,15 +12,15 @@ def train(app, **asked):
     return app.run("model_train", **{"symbols": "TEST", "timeframe": "1d", "epochs": 5, **asked})
 
 
-async def publish_series(app, symbol, content=b"bars", sha256="c" * 64, rows=100):
+async def publish_series(app, symbol, content=b"bars", sha256="c" * 64, *, again=False):
     """A series as a load would leave it; once a journal."""
     key = f"{symbol}:1d"
-    if await app.catalogue.latest("series", key) is not None:
+    if not again and await app.catalogue.latest("series", key) is not None:
         return
 
     async def load(operation, progress, token, attempt):
         sha = attempt.objects.put(content)
-        metadata = {"rows": rows, "format": "parquet"}
+        metadata = {"rows": 100, "format": "parquet"}
         await attempt.publish(
             Publication(kind="series", key=key, object=sha, sha256=sha256, size=len(content), metadata=metadata)
         )
