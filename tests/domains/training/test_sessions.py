@@ -80,11 +80,9 @@ async def test_a_start_whose_answer_was_lost_is_sent_again_and_recognised(opened
 
 
 async def test_a_host_that_is_busy_is_waited_for(opened, either):
-    either.start("somebody_elses", 3, {"symbols": []})
-    other = either.session
-    other.status = "running"
     either.pace = None
-    other.epochs = 10**6
+    either.start("somebody_elses", {"epochs": 3}, {})
+    other = either.session
     async with opened(either) as app:
         task = asyncio.create_task(train(app))
         waiting = await until_event(app, lambda event: event.type == "wait_started")
@@ -97,7 +95,7 @@ async def test_a_host_that_is_busy_is_waited_for(opened, either):
 
 
 async def test_a_busy_host_is_given_up_when_patience_ends(opened, either):
-    either.start("somebody_elses", 10**6, {"symbols": []})
+    either.start("somebody_elses", {"epochs": 10**6}, {})
     async with opened(either) as app:
         asked = {"symbols": "TEST", "timeframe": "1d"}
         with pytest.raises(HostUnavailable, match="waited 0s for a free session") as refused:
@@ -108,7 +106,7 @@ async def test_a_busy_host_is_given_up_when_patience_ends(opened, either):
 
 
 async def test_a_wait_for_a_busy_host_ends_with_a_cancel(opened, either):
-    either.start("somebody_elses", 10**6, {"symbols": []})
+    either.start("somebody_elses", {"epochs": 10**6}, {})
     async with opened(either) as app:
         task = asyncio.create_task(train(app))
         await until_event(app, lambda event: event.type == "wait_started")

@@ -34,13 +34,14 @@ class Scripted:
     records: list[dict[str, Any]] = field(default_factory=list)
     batch: tuple[int, int] = (0, 0)
     stopping: bool = False
-    result: dict[str, Any] = field(default_factory=dict)
+    seed: int = 42
 
 
-def record(epoch: int) -> dict[str, Any]:
+def record(epoch: int, seed: int = 42) -> dict[str, Any]:
+    """Of the default seed the loss is 1 / (epoch + 1); any other is seen in it."""
     return {
         "epoch": epoch,
-        "train_loss": 1 / (epoch + 1),
+        "train_loss": (seed - 42) + 1 / (epoch + 1),
         "train_accuracy": epoch / (epoch + 10),
         "val_loss": 1.5 / (epoch + 1),
         "val_accuracy": epoch / (epoch + 20),
@@ -94,7 +95,7 @@ class TrainingHost:
         session = session or self.session
         for _ in range(epochs):
             if session.status == "running" and len(session.records) < session.epochs:
-                session.records.append(record(len(session.records)))
+                session.records.append(record(len(session.records), session.seed))
         if session.status == "running" and len(session.records) >= session.epochs:
             session.status = "completed"
 
@@ -136,13 +137,13 @@ class TrainingHost:
             return ok(total_sessions=len(listed), sessions=listed)
         return None
 
-    def start(self, session_id: str, epochs: int, asked: dict[str, Any]) -> str | None:
-        """Why not; None when it has started."""
+    def start(self, session_id: str, training: dict[str, Any], asked: dict[str, Any]) -> str | None:
+        """Why not; None when it has started. ``training`` says epochs and seed."""
         if session_id in self.sessions:
             return f"Session {session_id} already exists"
         if sum(each.status in RUNNING for each in self.sessions.values()) >= self.max_sessions:
             return f"Maximum concurrent sessions ({self.max_sessions}) reached"
-        self.sessions[session_id] = Scripted(session_id, epochs, asked)
+        self.sessions[session_id] = Scripted(session_id, training["epochs"], asked, seed=training.get("seed", 42))
         if self.pace is not None:
             self.trainers.append(asyncio.create_task(self._train(self.session)))
         return None
@@ -157,7 +158,7 @@ class TrainingHost:
         if path == "/health":
             return ok(healthy=True, service="training-host", gpu_status={})
         if path == "/training/start":
-            refused = self.start(body["session_id"], body["training_configuration"]["epochs"], body)
+            refused = self.start(body["session_id"], body["training_configuration"], body)
             if refused:
                 return "500 Error", {"detail": f"Failed to start training: {refused}"}
             return ok(session_id=body["session_id"], status="started", message="", gpu_allocated=False)
@@ -186,7 +187,7 @@ class TrainingHost:
             return ok(healthy=True, service="training-worker", worker_status="idle", current_operation=None)
         if path == "/training/start":
             strategy = yaml.safe_load(body["strategy_yaml"])
-            refused = self.start(body["session_id"], strategy["model"]["training"]["epochs"], body)
+            refused = self.start(body["session_id"], strategy["model"]["training"], body)
             if refused and "exists" in refused:
                 return "409 Conflict", {"detail": f"Session conflict: {refused}"}
             if refused:

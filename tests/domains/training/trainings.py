@@ -14,9 +14,12 @@ def train(app, **asked):
 
 async def publish_series(app, symbol, content=b"bars", sha256="c" * 64, *, again=False):
     """A series as a load would leave it; once a journal."""
+    if again or await app.catalogue.latest("series", f"{symbol}:1d") is None:
+        await publish_on(app.framework, symbol, content, sha256)
+
+
+async def publish_on(framework, symbol, content=b"bars", sha256="c" * 64):
     key = f"{symbol}:1d"
-    if not again and await app.catalogue.latest("series", key) is not None:
-        return
 
     async def load(operation, progress, token, attempt):
         sha = attempt.objects.put(content)
@@ -25,7 +28,7 @@ async def publish_series(app, symbol, content=b"bars", sha256="c" * 64, *, again
             Publication(kind="series", key=key, object=sha, sha256=sha256, size=len(content), metadata=metadata)
         )
 
-    await app.framework.execute_operation(AsyncOperation(f"stored_{symbol}", "stored", 1), load)
+    await framework.execute_operation(AsyncOperation(f"stored_{symbol}", "stored", 1), load)
 
 
 async def events(app, type=None, reference="@last"):

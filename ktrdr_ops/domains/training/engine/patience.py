@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 NOTHING_USABLE = (HostUnavailable, HostAnswerWrong)
 PROBE_SECONDS = 1.0
+_FIRST_PROBE = 0.2
 _BUSY_FIRST, _BUSY_LONGEST = 0.5, 5.0
 
 
@@ -44,10 +45,11 @@ class Patience:
 
     async def _until_back(self, call: Callable[[], Awaitable[T]], error: HostServiceError) -> T:
         patience, token = self._attempt.patience, self._attempt.token
-        ends = time.monotonic() + patience
+        ends, pause = time.monotonic() + patience, _FIRST_PROBE
         async with self._attempt.waiting(error.message[:500], patience):
             while (left := ends - time.monotonic()) > 0:
-                await token.sleep(min(PROBE_SECONDS, left))
+                await token.sleep(min(pause, left))
+                pause = PROBE_SECONDS
                 with contextlib.suppress(*NOTHING_USABLE):
                     return await call()
         raise OperationInterrupted(
