@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.recovery import Outcome, Plan
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _log = logging.getLogger(__name__)
 ENTRY_POINTS = "ktrdr_ops.domains"
@@ -123,6 +124,34 @@ class AsyncApp:
     def register(self, domain: Domain) -> None:
         """Serve one more domain in this application."""
         self.domains.add(domain)
+
+    def operation(self, operation_type: str, *, key: str | None = None, steps: int = 1) -> Callable[[F], F]:
+        """Serve a function as an operation type: ``def build(op, symbol)``, plain or async, whose own parameters are
+        the operation's; ``key`` is a format string over them, default all of them.
+
+        Serving the type again replaces the function. Raises InvalidValue where a domain has the type already, and for
+        a function that cannot be served.
+        """
+
+        def serve(func: F) -> F:
+            from ktrdr_ops.core.functions import FunctionProvider
+
+            provider = FunctionProvider(operation_type, func, key=key, steps=steps)
+            if operation_type == "group":
+                raise InvalidValue("the operation type 'group' is core's own")
+            self.domains.add(
+                Domain(
+                    name=f"function {operation_type}",
+                    help=(func.__doc__ or "").partition("\n")[0],
+                    operation_types=(operation_type,),
+                    providers=lambda context: {operation_type: provider},
+                    renderer=lambda operation_type: provider.renderer(),
+                )
+            )
+            self._providers[operation_type] = provider
+            return func
+
+        return serve
 
     def provider(self, operation_type: str) -> OperationProvider:
         """The provider of an operation type. Raises InvalidValue that names what is missing."""
@@ -327,6 +356,10 @@ class App:
     def register(self, domain: Domain) -> None:
         """Serve one more domain in this application."""
         self._app.register(domain)
+
+    def operation(self, operation_type: str, *, key: str | None = None, steps: int = 1) -> Callable[[F], F]:
+        """Serve a function as an operation type."""
+        return self._app.operation(operation_type, key=key, steps=steps)
 
     def run(
         self,

@@ -143,6 +143,16 @@ class Attempt:
         await self._state(fact)
         self._checkpoint = fact
 
+    def checkpoint_soon(self, fact: Checkpointed) -> None:
+        """Queue a checkpoint: for any thread, never blocks, on disk within 50 ms."""
+        self._checkpoint = fact
+        self._say(fact)
+
+    @property
+    def last_checkpoint(self) -> Checkpointed | None:
+        """The last checkpoint as the journal has it; None where there is none."""
+        return self._checkpoint
+
     def restore(self) -> Json:
         """The last checkpoint's value; None where there is none."""
         if self._checkpoint is None:

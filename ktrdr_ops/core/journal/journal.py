@@ -98,7 +98,10 @@ class Journal:
 
         Raises JournalBusy that names the process which holds the gate too long; the request is then given up.
         """
-        future = self.submit(request)
+        return await self.acknowledged(self.submit(request))
+
+    async def acknowledged(self, future: Future[Any]) -> Any:
+        """The answer to a submitted request; as ``append``."""
         answer = asyncio.wrap_future(future)
         look = min(_WATCH_SECONDS, self._gate_seconds / 2)
         waited = 0.0
@@ -324,6 +327,7 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
             f"there is no journal at {path}", hint="Start an operation first, or name the journal with --journal."
         )
     engine.check_file(path, writing=False)
+    engine.refuse_strangers(path)
     lock = lock_file(path)
     lock.share()
     try:
@@ -346,6 +350,7 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
 
 def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
     engine.check_file(path, writing=True)
+    engine.refuse_strangers(path)
     try:
         if not path.exists():
             make_folder(path.parent, mode=0o700)

@@ -1,0 +1,344 @@
+"""Loops that a later attempt goes on with.
+
+A track hands out the items of something that has a length and an order. An item is completed when the loop asks for the
+next one: where the body raises or breaks off, it is not. What is completed is kept as a mark: how many items, and the
+SHA-256 over their reprs. The marks of all tracks are one checkpoint of the operation, queued at most ten times a
+second and never waited for, so that a process that is killed has at most its last 100 ms to do again. A later attempt
+compares the beginning of its items with the mark, and passes over it; other items in their place are refused.
+
+A track that begins in the loop of another belongs to that one's current item and is forgotten with it. Without a name
+it is known by its number among those that began in the same place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from ktrdr_ops.core.errors import InvalidValue
+from ktrdr_ops.core.events import Json
+
+T = TypeVar("T")
+
+NOTHING = object()
+EVERY_SECONDS = 0.1
+MAX_TRACKS = 1000
+_ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{4,}")
+_NAME = re.compile(r"[^/\[\]\x00-\x1f]{1,100}")
+_AFRESH = "Start afresh with how=ko.How(fresh=True), or give the loop a name of its own."
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How many items are completed, and the digest over them."""
+
+    count: int
+    digest: str
+
+
+class Tally:
+    """Counts completed items and digests them, in their order."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, said: str) -> None:
+        """One more is completed; ``said`` as ``described`` gives it."""
+        stored = said.encode("utf-8", "surrogatepass")
+        self._hash.update(b"%d:" % len(stored) + stored)
+        self.count += 1
+
+    def mark(self) -> Mark:
+        """What is completed now."""
+        return Mark(self.count, self._hash.hexdigest())
+
+
+def described(item: object) -> str:
+    """What an item is recognised by in a later attempt: its repr. Raises InvalidValue where that is another one in
+    every process."""
+    said = repr(item)
+    if isinstance(item, set | frozenset) or (" at 0x" in said and _ADDRESS.search(said)):
+        raise InvalidValue(
+            f"{said[:80]} cannot be recognised by a later attempt: it says something else in every process",
+            hint="Track what names it: an id, a path, a month.",
+        )
+    return said
+
+
+def tracked(items: Iterable[T]) -> Collection[T]:
+    """The items, where they can be tracked. Raises InvalidValue for what has no length (a generator, an endless
+    iterator), for a set, whose order is another one in every process, and for a text."""
+    if isinstance(items, str | bytes | set | frozenset) or not isinstance(items, Collection):
+        raise InvalidValue(
+            f"a {type(items).__name__} cannot be tracked: what is tracked has a length and an order of its own",
+            hint="Track a list: op.track(list(items)), or for a set op.track(sorted(items)).",
+        )
+    return items
+
+
+def passed_over(items: Iterator[Any], mark: Mark | None, where: str) -> Tally:
+    """Takes from the iterator what an earlier attempt completed. Raises InvalidValue where that is something else."""
+    tally = Tally()
+    if mark is None:
+        return tally
+    for item in islice(items, mark.count):
+        tally.add(described(item))
+    if tally.count < mark.count:
+        raise InvalidValue(
+            f"track {where}: an earlier attempt completed {mark.count:,} items, and now there are {tally.count:,}",
+            hint=_AFRESH,
+        )
+    if tally.mark() != mark:
+        raise InvalidValue(
+            f"track {where}: the {mark.count:,} items that an earlier attempt completed are not the first ones now",
+            hint=f"Items may be added behind those that are done. {_AFRESH}",
+        )
+    return tally
+
+
+def marks_of(document: Json) -> dict[str, Mark]:
+    """The marks in a checkpoint, by track."""
+    kept = document.get("tracks", {}) if isinstance(document, Mapping) else {}
+    return {where: Mark(mark["count"], mark["digest"]) for where, mark in kept.items()}
+
+
+class _Place:
+    """Where tracks begin: an operation's function, or the current item of a track."""
+
+    def __init__(self, tracks: Tracks, prefix: str, track: Track[Any] | None) -> None:
+        self.tracks = tracks
+        self.prefix = prefix
+        self.track = track
+        self.taken: set[str] = set()
+
+    def take(self, name: str | None) -> str:
+        """The full name of a track that begins here."""
+        if len(self.taken) >= MAX_TRACKS:
+            raise InvalidValue(
+                f"more than {MAX_TRACKS:,} tracks beside one another",
+                hint="Track the loop around them too: they are forgotten when its item is done.",
+            )
+        name = name or str(len(self.taken) + 1)
+        if not _NAME.fullmatch(name):
+            raise InvalidValue(f"{name[:80]!r} is no name of a track", hint="1 to 100 characters without / [ ]")
+        if name in self.taken:
+            raise InvalidValue(f"two tracks have the name {name!r}", hint="Give each loop a name of its own.")
+        self.taken.add(name)
+        return self.prefix + name
+
+
+_HERE: ContextVar[_Place | None] = ContextVar("ktrdr_ops_tracks", default=None)
+
+
+class Tracks:
+    """The tracks of one operation. May be used from any thread.
+
+    ``save`` queues a checkpoint that holds the marks, ``tell`` says how far a track is, ``check`` is the cancel point;
+    ``later`` has a function called soon by whoever runs the operation.
+    """
+
+    def __init__(
+        self,
+        marks: Mapping[str, Mark],
+        *,
+        save: Callable[[dict[str, Json]], None],
+        tell: Callable[[Track[Any]], None],
+        check: Callable[[], None],
+        later: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self.lock = threading.RLock()
+        self.check = check
+        self._marks: dict[str, Mark | Tally] = dict(marks)
+        self._save = save
+        self._tell = tell
+        self._later = later
+        self._root = _Place(self, "", None)
+        self._unsaved = False
+        self._untold: Track[Any] | None = None
+        self._told_at = self._ended_at = float("-inf")
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    def enter(self) -> None:
+        """Tracks that begin in this context, without one of this operation around them, are the outermost."""
+        _HERE.set(self._root)
+
+    def place(self, name: str | None) -> _Place:
+        """Where a track begins now. Raises InvalidValue in a thread of its own, where only a name tells it apart."""
+        here = _HERE.get()
+        if here is not None and here.tracks is self:
+            return here
+        if name is None:
+            raise InvalidValue("a track in a thread of its own needs a name", hint="op.track(items, name='…')")
+        return self._root
+
+    def begin(self, where: str, items: Iterator[Any]) -> Tally:
+        """The tally of a track that begins, with what earlier attempts completed taken from its items."""
+        with self.lock:
+            mark = self._marks.get(where)
+        tally = passed_over(items, mark if isinstance(mark, Mark) else None, where)
+        with self.lock:
+            self._marks[where] = tally
+        return tally
+
+    def completed(self, track: Track[Any], said: str, forget: str | None) -> None:
+        """An item is done; with ``forget``, so is what was tracked inside it."""
+        with self.lock:
+            track.tally.add(said)
+            if forget is not None:
+                for where in [where for where in self._marks if where.startswith(forget)]:
+                    del self._marks[where]
+            self._unsaved = True
+        self._wake_keeper()
+
+    def told(self, track: Track[Any]) -> None:
+        """How far it is, said at most ten times a second."""
+        now = time.monotonic()
+        if now - self._told_at < EVERY_SECONDS:
+            self._untold = track
+            self._wake_keeper()
+        else:
+            self._told_at, self._untold = now, None
+            self._tell(track)
+
+    def ended(self, track: Track[Any]) -> None:
+        """A loop has ended, or was left: what it completed is queued before anything that comes after it."""
+        now = time.monotonic()
+        if track.outer is None and now - self._ended_at >= EVERY_SECONDS:
+            self._ended_at = now
+            self.save()
+
+    def marks(self) -> dict[str, Json]:
+        """All marks, for a checkpoint."""
+        with self.lock:
+            marks = {w: mark.mark() if isinstance(mark, Tally) else mark for w, mark in self._marks.items()}
+        return {where: asdict(mark) for where, mark in marks.items() if mark.count}
+
+    def save(self) -> None:
+        """Queue what is not kept yet."""
+        with self.lock:
+            if self._unsaved:
+                self._unsaved = False
+                self._save(self.marks())
+
+    def close(self) -> Track[Any] | None:
+        """The function has ended: queue what is not kept yet. Gives the track whose last state was not told."""
+        self._closed.set()
+        self._wake.set()
+        self.save()
+        return self._untold
+
+    def late(self) -> None:
+        """Tell what was held back, if nothing newer was told since."""
+        track, self._untold = self._untold, None
+        if track is not None and not self._closed.is_set():
+            self._told_at = time.monotonic()
+            self._tell(track)
+
+    def _wake_keeper(self) -> None:
+        if not self._wake.is_set():
+            self._wake.set()
+        if self._keeper is None:
+            with self.lock:
+                if self._keeper is None:
+                    self._keeper = threading.Thread(target=self._keep, name="ktrdr-ops-tracks", daemon=True)
+                    self._keeper.start()
+
+    def _keep(self) -> None:
+        while not self._closed.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            self.save()
+            if self._untold is not None:
+                self._later(self.late)
+            self._closed.wait(EVERY_SECONDS)
+
+
+class Track(Generic[T]):
+    """Items of one loop, ``for`` or ``async for``; made by ``op.track``."""
+
+    def __init__(self, tracks: Tracks, items: Iterable[T], name: str | None) -> None:
+        self.tally = Tally()
+        self.total = 0
+        self.name = name
+        self.item: Any = NOTHING
+        self.outer: Track[Any] | None = None
+        self.number = 0
+        self._items = tracked(items)
+        self._tracks = tracks
+        self._begun = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def share(self) -> float:
+        """How much of it is completed, 0 to 1."""
+        return self.tally.count / self.total if self.total else 1.0
+
+    def __iter__(self) -> Iterator[T]:
+        if self._begun:
+            raise InvalidValue("this track was looped over already", hint="Each loop takes an op.track(…) of its own.")
+        self._begun = True
+        return self._walk()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return _Awaited(iter(self))
+
+    def _walk(self) -> Iterator[T]:
+        tracks = self._tracks
+        around = tracks.place(self.name)
+        with tracks.lock:
+            where = around.take(self.name)
+            self.number = len(around.taken)
+        self.outer, self.total = around.track, len(self._items)
+        items = iter(self._items)
+        self.tally = tracks.begin(where, items)
+        began = self.tally.count
+        inside = f"{where}["
+        place = _Place(tracks, "", self)
+        around_here = _HERE.get()
+        try:
+            for item in items:
+                tracks.check()
+                said, self.item = described(item), item
+                place.prefix = f"{inside}{self.tally.count}]/"
+                _HERE.set(place)
+                tracks.told(self)
+                yield item
+                forget = inside if place.taken or self.tally.count == began else None
+                place.taken.clear()
+                tracks.completed(self, said, forget)
+            self.item = NOTHING
+            tracks.told(self)
+        finally:
+            if _HERE.get() is place:
+                _HERE.set(around_here)
+            tracks.ended(self)
+
+
+class _Awaited(Generic[T]):
+    """The same for ``async for``. No generator: one that is left would be closed only some time later."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            item = next(self._items)
+        except StopIteration:
+            raise StopAsyncIteration from None
+        await asyncio.sleep(0)
+        return item
