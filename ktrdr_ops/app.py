@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,11 +23,13 @@ from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.decisions import Note
 from ktrdr_ops.core.journal.history import Catalogue
 from ktrdr_ops.core.journal.journal import Journal, open_journal
+from ktrdr_ops.core.journal.tail import until_over
 from ktrdr_ops.core.progress import PlainRenderer
 from ktrdr_ops.core.redaction import redact_text
 from ktrdr_ops.core.state import document
 from ktrdr_ops.sandbox import prepared
 from ktrdr_ops.settings import Settings, load_settings
+from ktrdr_ops.waited import App, Loop
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.host_service import HttpPool
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.progress import ProgressRenderer
     from ktrdr_ops.core.recovery import Outcome, Plan
 
-T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _log = logging.getLogger(__name__)
@@ -231,6 +231,18 @@ class AsyncApp:
         operation_id = await history.find(self.journal, reference)
         return [event async for event in self.journal.read_all(operation_id)]
 
+    async def tail(self, reference: str | None = None, *, after: int = 0) -> AsyncGenerator[Event, None]:
+        """Events as they come; of an operation until it has ended, else for ever. ``after=0``: from the beginning."""
+        operation_id = None if reference is None else await history.find(self.journal, reference)
+        coming = (
+            self.journal.tail(after=after)
+            if operation_id is None
+            else until_over(self.journal, operation_id, after=after)
+        )
+        async with aclosing(coming) as events:
+            async for event in events:
+                yield event
+
     async def sql(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query over ``v_operations``, ``v_events`` and ``v_metrics``: the door for notebooks, since a second
         SQLite connection in this process would drop the journal's locks. It cannot write."""
@@ -255,155 +267,22 @@ async def open_app_async(
     clock: Clock = utc_now,
 ) -> AsyncIterator[AsyncApp]:
     """An application over a journal (default: the settings'). Raises what ``open_journal`` raises."""
-    if settings is None:
-        settings = load_settings({"journal": journal, "sandbox": sandbox})
-    opened = await asyncio.to_thread(open_journal, settings.journal, readonly=readonly, clock=clock)
-    app = AsyncApp(settings, opened, installed_domains())
+    app = await _opened(journal, sandbox, settings, readonly, clock)
     try:
         yield app
     finally:
         await app.aclose()
 
 
-class _Loop:
-    """An event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ktrdr-ops-loop", daemon=True)
-        self._thread.start()
-
-    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Its result. Ctrl+C while waiting cancels it there; what it then states is waited for."""
-        ended = threading.Event()
-
-        async def until_ended() -> T:
-            try:
-                return await coroutine
-            finally:
-                ended.set()
-
-        future = asyncio.run_coroutine_threadsafe(until_ended(), self._loop)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            ended.wait()
-            raise
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        self._loop.close()
+async def _opened(
+    journal: Path | str | None, sandbox: bool | None, settings: Settings | None, readonly: bool, clock: Clock
+) -> AsyncApp:
+    if settings is None:
+        settings = load_settings({"journal": journal, "sandbox": sandbox})
+    opened = await asyncio.to_thread(open_journal, settings.journal, readonly=readonly, clock=clock)
+    return AsyncApp(settings, opened, installed_domains())
 
 
-class SyncJournal:
-    """The journal's reads, waited for."""
-
-    def __init__(self, loop: _Loop, journal: Journal) -> None:
-        self._loop = loop
-        self._journal = journal
-        self.path = journal.path
-
-    def read(self, reference: str | None = None, *, after: int = 0, limit: int = 500) -> list[Event]:
-        """Events behind a position, of one operation or of all."""
-        return self._loop.wait(self._read(reference, after, limit))
-
-    async def _read(self, reference: str | None, after: int, limit: int) -> list[Event]:
-        operation_id = None if reference is None else await history.find(self._journal, reference)
-        return await self._journal.read(operation_id, after=after, limit=limit)
-
-    def tail(self, reference: str | None = None, *, after: int = 0) -> Iterator[Event]:
-        """Events as they come; of an operation until it has ended, else for ever. ``after=0``: from the beginning."""
-        operation_id = None if reference is None else self._loop.wait(history.find(self._journal, reference))
-        tail = self._journal.tail(operation_id, after=after)
-        try:
-            while True:
-                event = self._loop.wait(_next(tail))
-                yield event
-                if (
-                    operation_id is not None
-                    and event.event_class == "terminal"
-                    and not self._goes_on(operation_id, event)
-                ):
-                    return
-        finally:
-            self._loop.wait(_closed(tail))
-
-    def _goes_on(self, operation_id: str, event: Event) -> bool:
-        state = self._loop.wait(self._journal.state(operation_id))
-        return state.live or state.last_position > event.position
-
-
-async def _next(tail: AsyncIterator[Event]) -> Event:
-    return await anext(tail)
-
-
-async def _closed(tail: Any) -> None:
-    await tail.aclose()
-
-
-class App:
-    """The application for scripts and notebooks: the same calls as ``AsyncApp``'s, waited for. Made by ``open_app``."""
-
-    def __init__(self, loop: _Loop, app: AsyncApp) -> None:
-        self._loop = loop
-        self._app = app
-        self.settings = app.settings
-        self.journal = SyncJournal(loop, app.journal)
-
-    def register(self, domain: Domain) -> None:
-        """Serve one more domain in this application."""
-        self._app.register(domain)
-
-    def operation(self, operation_type: str, *, key: str | None = None, steps: int = 1) -> Callable[[F], F]:
-        """Serve a function as an operation type."""
-        return self._app.operation(operation_type, key=key, steps=steps)
-
-    def run(
-        self,
-        operation_type: str,
-        *,
-        progress_callback: ProgressCallback | None = None,
-        how: How | None = None,
-        **parameters: Any,
-    ) -> Any:
-        """Run an operation of an installed type and give what it returns."""
-        return self._loop.wait(
-            self._app.run(operation_type, progress_callback=progress_callback, how=how, **parameters)
-        )
-
-    def resume(self, reference: str, *, steal: bool = False, progress_callback: ProgressCallback | None = None) -> Any:
-        """Another attempt at an operation."""
-        return self._loop.wait(self._app.resume(reference, steal=steal, progress_callback=progress_callback))
-
-    def recover(self, *, side_by_side: int = 4) -> tuple[list[Outcome], list[Plan]]:
-        """Resume what was interrupted and can go on."""
-        return self._loop.wait(self._app.recover(side_by_side=side_by_side))
-
-    def cancel(self, reference: str, reason: str = "cancelled", requested_by: str = "user") -> str:
-        """Ask an operation to stop, wherever it runs."""
-        return self._loop.wait(self._app.cancel(reference, reason, requested_by))
-
-    def note(self, reference: str, text: str, author: str = "") -> int:
-        """Write something down about an operation."""
-        return self._loop.wait(self._app.note(reference, text, author))
-
-    def show(self, reference: str) -> dict[str, Json]:
-        """An operation's document."""
-        return self._loop.wait(self._app.show(reference))
-
-    def events(self, reference: str) -> list[Event]:
-        """All events of an operation."""
-        return self._loop.wait(self._app.events(reference))
-
-    def sql(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Rows of a query over the journal's views."""
-        return self._loop.wait(self._app.sql(query, parameters))
-
-
-@contextmanager
 def open_app(
     journal: Path | str | None = None,
     *,
@@ -411,15 +290,15 @@ def open_app(
     settings: Settings | None = None,
     readonly: bool = False,
     clock: Clock = utc_now,
-) -> Iterator[App]:
-    """The same for code that does not await; its loop has a thread of its own, so it works inside a running loop."""
-    loop = _Loop()
-    opening = open_app_async(journal, sandbox=sandbox, settings=settings, readonly=readonly, clock=clock)
+) -> App:
+    """The same for code that does not await; its loop has a thread of its own, so it works inside a running loop.
+
+    ``with open_app() as app`` closes it at the end of the block; a notebook keeps ``app = open_app()`` and may call
+    ``app.close()``.
+    """
+    loop = Loop()
     try:
-        app = loop.wait(opening.__aenter__())
-        try:
-            yield App(loop, app)
-        finally:
-            loop.wait(opening.__aexit__(None, None, None))
-    finally:
+        return App(loop, loop.wait(_opened(journal, sandbox, settings, readonly, clock)))
+    except BaseException:
         loop.close()
+        raise

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +167,9 @@ class Journal:
                 yield event
             after = page[-1].position
 
-    async def tail(self, operation_id: str | None = None, *, after: int | Head | None = None) -> AsyncIterator[Event]:
+    async def tail(
+        self, operation_id: str | None = None, *, after: int | Head | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Each event once, in order, as it is committed by this or another process. It never ends by itself.
 
         ``after`` defaults to the head: only what comes from now on. A position trusts the journal up to there; a head

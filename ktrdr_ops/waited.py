@@ -1,0 +1,179 @@
+"""The application for code that does not await: scripts and notebooks. Law: it waits, and does nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ktrdr_ops.core.domain import Domain
+from ktrdr_ops.core.errors import JournalRefused
+from ktrdr_ops.core.events import Event, Json
+from ktrdr_ops.core.journal import history
+
+if TYPE_CHECKING:
+    from ktrdr_ops.app import AsyncApp
+    from ktrdr_ops.core.orchestration import How, ProgressCallback
+    from ktrdr_ops.core.recovery import Outcome, Plan
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ktrdr-ops-loop", daemon=True)
+        self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be waited for any more."""
+        return self._loop.is_closed()
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Its result. Ctrl+C while waiting cancels it there; what it then states is waited for."""
+        if self.closed:
+            coroutine.close()
+            raise JournalRefused("this application was closed", hint="Open another: app = ko.open_app()")
+        ended = threading.Event()
+
+        async def until_ended() -> T:
+            try:
+                return await coroutine
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(until_ended(), self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            ended.wait()
+            raise
+
+    def close(self) -> None:
+        """End the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+class SyncJournal:
+    """The journal's reads, waited for."""
+
+    def __init__(self, loop: Loop, app: AsyncApp) -> None:
+        self._loop = loop
+        self._app = app
+        self.path = app.journal.path
+
+    def read(self, reference: str | None = None, *, after: int = 0, limit: int = 500) -> list[Event]:
+        """Events behind a position, of one operation or of all."""
+        return self._loop.wait(self._read(reference, after, limit))
+
+    async def _read(self, reference: str | None, after: int, limit: int) -> list[Event]:
+        journal = self._app.journal
+        operation_id = None if reference is None else await history.find(journal, reference)
+        return await journal.read(operation_id, after=after, limit=limit)
+
+    def tail(self, reference: str | None = None, *, after: int = 0) -> Iterator[Event]:
+        """Events as they come; of an operation until it has ended, else for ever. ``after=0``: from the beginning."""
+        coming = self._app.tail(reference, after=after)
+        try:
+            while (event := self._loop.wait(_next(coming))) is not None:
+                yield event
+        finally:
+            if not self._loop.closed:
+                self._loop.wait(coming.aclose())
+
+
+async def _next(coming: AsyncIterator[Event]) -> Event | None:
+    return await anext(coming, None)
+
+
+class App:
+    """The application for scripts and notebooks: the same calls as ``AsyncApp``'s, waited for. Made by ``open_app``.
+
+    It is open until ``close``, the end of its ``with`` block, or the end of the process.
+    """
+
+    def __init__(self, loop: Loop, app: AsyncApp) -> None:
+        self._loop = loop
+        self._app = app
+        self.settings = app.settings
+        self.journal = SyncJournal(loop, app)
+        atexit.register(self._flush)
+
+    def __enter__(self) -> App:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what runs here as interrupted, write what is queued, close everything. Closing again does nothing."""
+        if self._loop.closed:
+            return
+        atexit.unregister(self._flush)
+        try:
+            self._loop.wait(self._app.aclose())
+        finally:
+            self._loop.close()
+
+    def _flush(self) -> None:
+        """The process ends without having closed it."""
+        self._app.journal.flush(2.0)
+
+    def register(self, domain: Domain) -> None:
+        """Serve one more domain in this application."""
+        self._app.register(domain)
+
+    def operation(self, operation_type: str, *, key: str | None = None, steps: int = 1) -> Callable[[F], F]:
+        """Serve a function as an operation type."""
+        return self._app.operation(operation_type, key=key, steps=steps)
+
+    def run(
+        self,
+        operation_type: str,
+        *,
+        progress_callback: ProgressCallback | None = None,
+        how: How | None = None,
+        **parameters: Any,
+    ) -> Any:
+        """Run an operation of an installed type and give what it returns."""
+        return self._loop.wait(
+            self._app.run(operation_type, progress_callback=progress_callback, how=how, **parameters)
+        )
+
+    def resume(self, reference: str, *, steal: bool = False, progress_callback: ProgressCallback | None = None) -> Any:
+        """Another attempt at an operation."""
+        return self._loop.wait(self._app.resume(reference, steal=steal, progress_callback=progress_callback))
+
+    def recover(self, *, side_by_side: int = 4) -> tuple[list[Outcome], list[Plan]]:
+        """Resume what was interrupted and can go on."""
+        return self._loop.wait(self._app.recover(side_by_side=side_by_side))
+
+    def cancel(self, reference: str, reason: str = "cancelled", requested_by: str = "user") -> str:
+        """Ask an operation to stop, wherever it runs."""
+        return self._loop.wait(self._app.cancel(reference, reason, requested_by))
+
+    def note(self, reference: str, text: str, author: str = "") -> int:
+        """Write something down about an operation."""
+        return self._loop.wait(self._app.note(reference, text, author))
+
+    def show(self, reference: str) -> dict[str, Json]:
+        """An operation's document."""
+        return self._loop.wait(self._app.show(reference))
+
+    def events(self, reference: str) -> list[Event]:
+        """All events of an operation."""
+        return self._loop.wait(self._app.events(reference))
+
+    def sql(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query over the journal's views."""
+        return self._loop.wait(self._app.sql(query, parameters))
