@@ -14,6 +14,12 @@ from tests.domains.training.training_host import TrainingHost
 from tests.domains.training.trainings import publish_series
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The hosts of these tests answer at once, so they are asked more often."""
+    monkeypatch.setattr("ktrdr_ops.domains.training.engine.sessions._FASTEST_POLL", 0.02)
+
+
 @pytest.fixture(params=[1, 2], ids=["first", "second"])
 async def either(request):
     """A host of each generation in turn."""

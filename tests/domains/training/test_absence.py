@@ -45,7 +45,7 @@ class Process:
         self.process.stdout.close()
 
 
-@pytest.fixture(params=[1, 2], ids=["first", "second"])
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["first", "second"])
 def process(request):
     made = Process(request.param, 0.05)
     made.begin()
@@ -82,7 +82,7 @@ async def paused_for(app, process, seconds):
 async def test_a_host_that_is_paused_is_waited_for_and_the_training_goes_on(opened, process):
     async with opened(process) as app:
         impatient(app)
-        result = await paused_for(app, process, 1.2)
+        result = await paused_for(app, process, 0.9)
         told = await events(app)
         names = await step_names(app)
     assert result.epochs == 20

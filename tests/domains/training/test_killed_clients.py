@@ -78,16 +78,16 @@ def same(result, session, epochs):
 async def test_a_client_killed_twice_leaves_one_session_and_each_epoch_once(opened, tmp_path):
     async with TrainingHost(2, pace=0.1) as host:
         folder = await prepared(opened, host, tmp_path)
-        for seen in (3, 6):
-            process = await client(folder, host, 25)
+        for seen in (2, 4):
+            process = await client(folder, host, 15)
             await until_epochs(folder, seen)
             process.kill()
             await ended(process)
-        result = json.loads(await ended(await client(folder, host, 25)))
+        result = json.loads(await ended(await client(folder, host, 15)))
     assert len(host.sessions) == 1
     assert [path for _, path in host.asked].count("/training/start") == 1
-    assert epochs_in(folder) == [f"epoch {number}" for number in range(1, 26)]
-    same(result, host.session, 25)
+    assert epochs_in(folder) == [f"epoch {number}" for number in range(1, 16)]
+    same(result, host.session, 15)
 
 
 async def cli(folder, host, *arguments):

@@ -300,3 +300,22 @@ async def test_a_result_that_is_not_written_yet_is_waited_for(opened, host):
         left = [waits, waits]
         host.fault = lambda method, path: left.pop() if path.startswith("/training/result/") and left else None
         assert (await train(app)).test_metrics == {"test_accuracy": 0.5, "test_loss": 0.7}
+
+
+async def test_a_training_is_not_silent_while_the_host_says_that_it_trains(opened, host, monkeypatch):
+    monkeypatch.setattr("ktrdr_ops.domains.training.engine.epochs.SAY_SECONDS", 0.2)
+    host.pace = None
+    async with opened(host) as app:
+        task = await begun(app, host)
+        host.advance(1)
+        await until_event(app, epoch_again(3))
+        host.advance(4)
+        await task
+        losses = [event for event in await events(app, "progressed") if "train_loss" in event.fact.context]
+    assert len(losses) == 5
+
+
+def epoch_again(times):
+    """The event that says for so many times that epoch 1 is the last."""
+    left = [None] * times
+    return lambda event: getattr(event.fact, "context", {}).get("epoch") == 1 and (left.pop(), not left)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.domains.training.engine.curve import Curve
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 STEP = 3
 FROM, TO = 12.0, 96.0
 MESSAGE = "Training"
+SAY_SECONDS = 20.0
+"""How long it may be silent while the host says that it trains: an epoch may take longer than a minute."""
 _NOT_OF_THE_MODEL = ("duration",)
 
 
@@ -30,6 +33,8 @@ class Epochs:
         self._epochs = epochs
         self._session = 1
         self._accelerator: str | None = None
+        self._batch: Batch | None = None
+        self._told_at = 0.0
         self.curve = Curve()
         while isinstance(value := attempt.steps.get(_name(self.curve.last + 1)), dict):
             self.curve.add(self.curve.last + 1, value)
@@ -59,11 +64,15 @@ class Epochs:
             self._tell(number, value)
             await self._attempt.complete_step(name, value)
 
-    def within(self, batch: Batch) -> None:
-        """Say where it is within an epoch that has not ended."""
-        if batch.epoch > self.curve.last:
+    def trains(self, batch: Batch | None) -> None:
+        """The host says that it trains, and perhaps where it is within an epoch that has not ended."""
+        last = self.curve.last
+        if batch is not None and batch.epoch > last and batch != self._batch:
+            self._batch = batch
             context = {"epoch": batch.epoch, "batch": batch.batch, "batches": batch.batches}
             self._tell(batch.epoch - 1, context, batch.batch / batch.batches)
+        elif time.monotonic() - self._told_at > SAY_SECONDS:
+            self._tell(last, {"epoch": last} if last else {})
 
     def _name_for(self, number: int, value: dict[str, Any]) -> str | None:
         """The step to keep it as; None where the journal has it."""
@@ -77,6 +86,7 @@ class Epochs:
 
     def _tell(self, done: int, context: dict[str, Any], share: float = 0.0) -> None:
         at = FROM + (TO - FROM) * min((done + share) / self._epochs, 1.0)
+        self._told_at = time.monotonic()
         known = {**context, "best_epoch": self.curve.best, "accelerator": self._accelerator}
         self._progress.update_progress(
             STEP,

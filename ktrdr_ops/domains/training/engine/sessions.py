@@ -180,8 +180,7 @@ class Training:
                 if look.status == "stopped" and found:
                     return False
                 raise self._failure(look)
-            if look.batch is not None:
-                self.epochs.within(look.batch)
+            self.epochs.trains(look.batch)
             found = False
             await self.token.sleep(min(max(_POLL_RATIO * took, _FASTEST_POLL), _SLOWEST_POLL))
 
