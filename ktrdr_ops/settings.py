@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
@@ -153,7 +153,7 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     if name in ("journal", "data_dir", "models_dir"):
         if "\0" in str(value) or not str(value).strip():
             raise refuse("is no path")
-        return Path(str(value)).expanduser().absolute()
+        return Path(_path(str(value), refuse)).expanduser().absolute()
     if name in ("pacing", "sandbox"):
         if isinstance(value, bool):
             return value
@@ -168,6 +168,17 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     if name == "data_format" and value not in _FORMATS:
         raise refuse(f"is none of {', '.join(_FORMATS)}")
     return (str(value) or None) if name == "as_of" else value
+
+
+def _path(text: str, refuse: Callable[[str], InvalidValue]) -> str:
+    """The path of ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``file:///absolute.db``; of what is no URL,
+    itself."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return text
+    if scheme not in ("sqlite", "sqlite+aiosqlite", "file") or not rest.startswith("/") or "?" in rest:
+        raise refuse("is no file: a path, sqlite:///PATH or file:///PATH")
+    return unquote(rest if scheme == "file" else rest[1:])
 
 
 def _plain(value: Any) -> Any:

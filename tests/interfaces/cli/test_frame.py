@@ -82,7 +82,9 @@ def test_what_cannot_be_a_journal_is_refused_with_exit_code_7(cli, tmp_path):
     for path in (tmp_path, text):
         ran = cli("toy", "work", "good", "--json", journal=path)
         assert (ran.code, set(ran.json)) == (7, {"error"})
+        assert "you are" not in ran.json["error"]["hint"]
     assert text.read_text().startswith("no journal")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.db"]
 
 
 def test_nobody_reading_is_no_traceback(done):
@@ -115,6 +117,24 @@ def test_quiet_prints_the_result_and_nothing_else(cli):
     ran = cli("-q", "toy", "work", "good")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("✓ toy_work_good_")
+    ran = cli("-q", "toy", "work", "bad", "--fail", "3")
+    assert ran.err.startswith("✗ toy_work_bad_")
+    assert ran.err.count("\n") == 1
+    assert cli("-q", "show", "nothing").err.count("\n") == 1
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite+aiosqlite:///{}", "file://{}"])
+def test_a_journal_is_named_by_a_url_too(done, url):
+    assert done("list", "--json", journal=url.format(done.journal)).json["total"] == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://here/it", "sqlite://it.db", "file://host/it.db", "sqlite:///it.db?mode=ro"]
+)
+def test_a_url_that_is_no_file_is_refused_and_nothing_is_made(cli, url):
+    ran = cli("toy", "work", "good", "--json", journal=url)
+    assert (ran.code, ran.json["error"]["code"]) == (2, "invalid_value")
+    assert list(cli.folder.iterdir()) == []
 
 
 def test_a_terminal_without_utf_8_gets_ascii(cli):
