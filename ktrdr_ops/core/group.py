@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.domain import OperationProvider
-from ktrdr_ops.core.errors import InvalidValue, KtrdrOpsError, OperationCancelledException, OperationFailed
+from ktrdr_ops.core.errors import (
+    HostUnavailable,
+    InvalidValue,
+    KeyIsLive,
+    KtrdrOpsError,
+    OperationCancelledException,
+    OperationFailed,
+)
 from ktrdr_ops.core.events import Json
 from ktrdr_ops.core.orchestration import AsyncOperation, digest
 from ktrdr_ops.core.progress import PlainRenderer
@@ -139,7 +146,8 @@ def _failure(failures: list[BaseException], total: int) -> BaseException:
     if all(isinstance(failure, OperationCancelledException) for failure in failures) and len(failures) == total:
         return OperationCancelledException("all of its operations were cancelled")
     messages = "; ".join(str(failure) for failure in failures)
-    return OperationFailed(
-        f"{len(failures)} of {total} operations did not complete: {messages}"[:8000],
-        hint="The others are kept; a resume runs only what is not completed.",
-    )
+    message = f"{len(failures)} of {total} operations did not complete: {messages}"[:8000]
+    for reason in (HostUnavailable, KeyIsLive):  # the same for all: it is the group's, with its exit code and hint
+        if len(failures) == total and all(isinstance(failure, reason) for failure in failures):
+            return reason(message, hint=next(one.hint for one in failures if isinstance(one, reason)))
+    return OperationFailed(message, hint="The others are kept; a resume runs only what is not completed.")
