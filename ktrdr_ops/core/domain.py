@@ -55,11 +55,12 @@ class OperationProvider(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One value that a command takes: an argument (``positional``) or a ``--flag``."""
+    """One value that a command takes: an argument (``positional``) or a ``--flag``. A ``time`` is text; where it has a
+    time of the day and no zone it is this machine's, and is said in UTC."""
 
     name: str
     help: str
-    type: Literal["str", "int", "float", "bool", "path"] = "str"
+    type: Literal["str", "int", "float", "bool", "path", "time"] = "str"
     default: Any = None
     required: bool = False
     many: bool = False

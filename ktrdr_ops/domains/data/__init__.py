@@ -23,7 +23,8 @@ def _providers(context: DomainContext) -> Mapping[str, OperationProvider]:
     from ktrdr_ops.domains.data.connector import DataSystemConnector
     from ktrdr_ops.domains.data.operations import DataOperationProvider
 
-    provider = DataOperationProvider(DataSystemConnector.from_settings(context.settings, context.pool))
+    connector = DataSystemConnector.from_settings(context.settings, context.pool)
+    provider = DataOperationProvider(connector, clock=context.clock)
     return {provider.operation_type: provider}
 
 
@@ -65,8 +66,8 @@ domain = Domain(
                 Option(
                     "mode", "local: ask nobody; tail: what came since; backfill: before; full: both", default="full"
                 ),
-                Option("start", "from this day or time on (default: the first there is)"),
-                Option("end", "up to this day, included, or this time (default: now)"),
+                Option("start", "from this day or time on (default: the first there is)", type="time"),
+                Option("end", "up to this day, included, or this time (default: now)", type="time"),
                 Option("refresh", "with full: load the whole series anew", type="bool", default=False),
             ),
         ),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ktrdr_ops.core.attempt import Attempt
 from ktrdr_ops.core.cancellation import CancellationToken
+from ktrdr_ops.core.clock import Clock, utc_now
 from ktrdr_ops.core.domain import OperationProvider
 from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.core.events import Json
@@ -116,12 +117,20 @@ class DataOperationProvider(OperationProvider):
     operation_type: ClassVar[str] = OPERATION_TYPE
     resumable: ClassVar[bool] = True
 
-    def __init__(self, connector: DataSystemConnector) -> None:
+    def __init__(self, connector: DataSystemConnector, *, clock: Clock = utc_now) -> None:
         self.connector = connector
+        self._clock = clock
 
     def validate(self, raw: Mapping[str, Any]) -> dict[str, Json]:
-        """Symbol, timeframe, mode (default ``full``), start, end, refresh. Raises InvalidValue."""
-        return validated(raw)
+        """Symbol, timeframe, mode (default ``full``), start, end, refresh. Raises InvalidValue, also for a start that
+        is still to come."""
+        parameters = validated(raw)
+        now = self.connector.manager.as_of or self._clock()
+        if parameters["start"] is not None and parse_moment(parameters["start"]) >= now:
+            raise InvalidValue(
+                f"the start {parameters['start']} is not before now ({stamp(now)})", hint="Ask for an earlier start."
+            )
+        return parameters
 
     def operation(self, parameters: Mapping[str, Json]) -> AsyncOperation:
         """Its key is ``data_load:AAPL:1h``."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 IfRunning = Literal["wait", "attach", "skip"]
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "path": Path}
-_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false", "path": "PATH"}
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "path": Path, "time": str}
+_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false", "path": "PATH", "time": "TIME"}
 _New = Annotated[bool, typer.Option("--new", help="Start afresh, also where an earlier one could be gone on with.")]
 _IfRunning = Annotated[
     IfRunning | None,
@@ -123,12 +123,22 @@ def _given(values: Mapping[str, Any]) -> dict[str, Json]:
     }
 
 
+def _say_times(context: Context, found: Command, given: Mapping[str, Any]) -> None:
+    """Local times are said in UTC. Raises InvalidValue where the clocks make one ambiguous."""
+    for option in found.options:
+        value = given.get(option.name)
+        meant = times.local_moment(value) if option.type == "time" and isinstance(value, str) else None
+        if meant is not None:
+            context.say(f"{safe(option.name)} {safe(value)} is {meant.isoformat(timespec='seconds')} (UTC)")
+
+
 def _look(context: Context, found: Command, given: Mapping[str, Any]) -> int:
     """A command of a domain that starts no operation."""
     from ktrdr_ops.core.domain import CommandContext
 
     look = found.run
     assert look is not None, f"{found.name} neither starts an operation nor runs"
+    _say_times(context, found, given)
     result = context.run(lambda app: look(CommandContext(app, _given(given))))
     context.emit(result.document, result.text)
     return result.exit_code
@@ -137,6 +147,7 @@ def _look(context: Context, found: Command, given: Mapping[str, Any]) -> int:
 def _start(context: Context, found: Command, given: dict[str, Any]) -> int:
     how = {name: given.pop(name) for name in ("new", "if_running", "wait", "detach")}
     values = _given(given)
+    _say_times(context, found, values)
     operation_type = found.operation_type or ""
     if found.each is None:
         return start(context, operation_type, values, **how)

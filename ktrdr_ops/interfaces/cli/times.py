@@ -16,6 +16,7 @@ FOREGROUND_SECONDS, UNATTENDED_SECONDS = 600.0, 43_200.0
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO = re.compile(r"(?:[0-9]+[smhdw])+")
+_DAY_ONLY = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}")
 _DAYS = {"today": 0, "yesterday": 1}
 _HINT = "ISO-8601 (2026-11-24, 2026-11-24T09:30, 2026-11-24T09:30-05:00), 8h, 2d, now, today or yesterday."
 
@@ -62,6 +63,15 @@ def moment(text: str, now: datetime) -> tuple[datetime, bool]:
         return (local(parsed), True) if parsed.tzinfo is None else (parsed.astimezone(UTC), False)
     except (ValueError, OverflowError):
         raise InvalidValue(f"{text[:80]!r} is no time", hint=_HINT) from None
+
+
+def local_moment(text: str) -> datetime | None:
+    """The moment in UTC of a day and time without a zone; None for anything else. Raises InvalidValue."""
+    try:
+        parsed = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return None if parsed.tzinfo is not None or _DAY_ONLY.fullmatch(text.strip()) else local(parsed)
 
 
 def local(naive: datetime) -> datetime:

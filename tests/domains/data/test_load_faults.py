@@ -318,8 +318,9 @@ async def test_the_tail_after_a_day_without_an_answer_goes_up_to_the_new_now(ope
 
 
 async def test_a_start_after_now_is_refused(app):
-    with pytest.raises(InvalidValue, match="is not before the last complete bar"):
+    with pytest.raises(InvalidValue, match="is not before now"):
         await load(app, start="2013-06-01")
+    assert await app.sql("SELECT count(*) FROM v_events") == [(0,)]
 
 
 async def test_verify_finds_a_changed_file_and_a_changed_object(app, bars, settings):

@@ -118,6 +118,12 @@ async def verify(context: CommandContext) -> CommandResult:
     latest: dict[str, Artifact] = {}
     for artifact in await app.catalogue.every(SERIES, prefix):
         latest.setdefault(artifact.key, artifact)
+    if prefix and not latest:
+        symbol, _, timeframe = prefix.partition(":")
+        raise OperationNotFound(
+            f"no operation has published a series {symbol} {timeframe}".rstrip(),
+            hint=f"Load it: ktrdr-ops data load {symbol} {timeframe or '1d'}",
+        )
     checked = [await asyncio.to_thread(_checked, artifact, app.objects) for _, artifact in sorted(latest.items())]
     problems = [each for each in checked if each["problems"]]
     lines = [

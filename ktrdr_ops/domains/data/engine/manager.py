@@ -352,7 +352,7 @@ class _Load:
     # 5
 
     async def _merged(self) -> None:
-        self._tell(5, "Merging and saving")
+        self._tell(5, "Merging and saving", self.bars_so_far, bars=self.bars_so_far)
         stored = self.manager.stored
         current = await stored.current(self.asked, self.attempt)
         values = list(self._answered().values())
