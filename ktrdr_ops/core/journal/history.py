@@ -33,10 +33,10 @@ SORT_FIELDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which operations. ``status`` is the settled one; ``key`` is whole or ends in ``*``; ``grep`` is any text in id,
-    key, message or context; ``since`` compares with when it was submitted."""
+    """Which operations. ``status`` is the settled one, or any of several; ``key`` is whole or ends in ``*``; ``grep``
+    is any text in id, key, message or context; ``since`` compares with when it was submitted."""
 
-    status: str | None = None
+    status: str | Sequence[str] | None = None
     operation_type: str | None = None
     key: str | None = None
     parent_id: str | None = None
@@ -106,21 +106,22 @@ async def _where(journal: Journal, chosen: Filter) -> tuple[str, list[Any]]:
             "(operation_id LIKE ? ESCAPE '\\' OR key LIKE ? ESCAPE '\\' OR CAST(state AS TEXT) LIKE ? ESCAPE '\\')"
         )
         parameters += [text] * 3
-    if chosen.status is not None:
-        term, values = await _status_term(journal, chosen.status)
+    if chosen.status:
+        term, values = await _status_term(journal, [chosen.status] if isinstance(chosen.status, str) else chosen.status)
         terms.append(term)
         parameters += values
     return " AND ".join(terms), parameters
 
 
-async def _status_term(journal: Journal, status: str) -> tuple[str, list[Any]]:
-    if status not in STATUSES:
-        raise InvalidValue(f"there is no status {status!r}", hint=f"One of: {', '.join(STATUSES)}")
+async def _status_term(journal: Journal, statuses: Sequence[str]) -> tuple[str, list[Any]]:
+    for status in statuses:
+        if status not in STATUSES:
+            raise InvalidValue(f"there is no status {status[:80]!r}", hint=f"One of: {', '.join(STATUSES)}")
     dead = [state.operation_id for state in await live(journal) if journal.status(state) == "interrupted"]
-    marks = ", ".join("?" * len(dead))
-    if status == "interrupted":
-        return f"(status = 'interrupted' OR operation_id IN ({marks}))", dead
-    return f"(status = ? AND operation_id NOT IN ({marks}))", [status, *dead]
+    wanted, marks = ", ".join("?" * len(statuses)), ", ".join("?" * len(dead))
+    if "interrupted" in statuses:
+        return f"(status IN ({wanted}) OR operation_id IN ({marks}))", [*statuses, *dead]
+    return f"(status IN ({wanted}) AND operation_id NOT IN ({marks}))", [*statuses, *dead]
 
 
 async def live(journal: Journal) -> list[OperationState]:

@@ -10,7 +10,7 @@ import typer
 from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.interfaces.cli import words
-from ktrdr_ops.interfaces.cli.documents import operation_document, reading
+from ktrdr_ops.interfaces.cli.documents import attempt_seconds, operation_document, reading
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
 from ktrdr_ops.interfaces.cli.journal import counted
 from ktrdr_ops.interfaces.cli.screen import paint, safe
@@ -51,7 +51,8 @@ def compare_(
         found = await compare(app.journal, await _meant(app, operations or (), parent))
         if sort is not None:
             found = found.sorted_by(sort)
-        return found, [operation_document(app, one.state) for one in found.operations]
+        states = [one.state for one in found.operations]
+        return found, [{**operation_document(app, s), "took_seconds": attempt_seconds(app, s)} for s in states]
 
     first = operations[0] if operations else str(parent)
     found, documents = reading(context, first, read)
@@ -73,7 +74,7 @@ def _document(found: Comparison, documents: Sequence[dict[str, Json]]) -> dict[s
     operations = [
         {
             **{name: said[name] for name in ("operation_id", "operation_type", "key", "status", "attempt")},
-            "took_seconds": words.age(said),
+            "took_seconds": said["took_seconds"],
             "parameters": dict(one.parameters),
             "result": dict(one.result),
             "metrics": {name: curve.document() for name, curve in one.curves.items()},
@@ -88,7 +89,7 @@ def _text(found: Comparison, documents: Sequence[dict[str, Json]], width: int) -
     headings = ["", *(safe(words.suffix(one.state.operation_id)) for one in found.operations)]
     rows = [["operation", *(safe(said["operation_id"]) for said in documents)]]
     rows += [["status", *(words.status_words(said) for said in documents)]]
-    rows += [["took", *(words.seconds(words.age(said) or 0.0) for said in documents)]]
+    rows += [["took", *(words.seconds(said["took_seconds"] or 0.0) for said in documents)]]
     for part, above in (("parameters", ""), ("result", "result.")):
         for name in found.names(part):
             rows.append([above + safe(name, 60), *(_cell(getattr(one, part), name) for one in found.operations)])

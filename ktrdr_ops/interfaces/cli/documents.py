@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from ktrdr_ops.core.clock import micros
 from ktrdr_ops.core.errors import OperationNotFound
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.core.state import document
+from ktrdr_ops.interfaces.cli import words
 from ktrdr_ops.interfaces.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -39,19 +41,16 @@ async def whole_document(app: AsyncApp, operation_id: str) -> dict[str, Json]:
     return found
 
 
-async def attempt_seconds(app: AsyncApp, operation_id: str) -> float | None:
-    """How long its last attempt took; None while it lasts."""
-    state = await app.journal.state(operation_id)
-    if state.finished_at is None or state.attempt_started_at is None:
-        return None
-    return max(state.finished_at - state.attempt_started_at, 0) / 1e6
+def attempt_seconds(app: AsyncApp, state: OperationState) -> float | None:
+    """How long its last attempt took, or takes until now; None before the first."""
+    return words.active_seconds(state, app.journal.status(state), micros(app.journal.clock()))
 
 
 def since_micros(context: Context, text: str | None) -> int | None:
     """A moment that was typed, in microseconds UTC; a local one is said in UTC. Raises InvalidValue."""
     if text is None:
         return None
-    from ktrdr_ops.core.clock import micros, utc_now
+    from ktrdr_ops.core.clock import utc_now
     from ktrdr_ops.interfaces.cli.times import moment
 
     meant, was_local = moment(text, utc_now())

@@ -86,7 +86,7 @@ class Context:
     def emit(self, document: Json, text: str) -> None:
         """The result: the document with --json, else the text. Foreign words in the text must be ``safe``."""
         if self.json:
-            self.out.write_json(document)
+            self.out.write_json(self._hinted(document))
         elif text:
             self.out.write(text)
 
@@ -113,14 +113,29 @@ class Context:
         return error.exit_code
 
     def report(self, error: dict[str, Json]) -> None:
-        """An error: as the one document with --json, else a sign, a sentence and the hint."""
+        """An error: as the one document with --json, else a sign, a sentence and (not with -q) the hint."""
         if self.json:
-            self.out.write_json({"error": error})
+            self.out.write_json(self._hinted({"error": error}))
             return
         lines = [f"{paint('✗', 'bad')} {safe(error['message'], 4000)}"]
-        if error.get("hint"):
+        if error.get("hint") and not self.quiet:
             lines += [f"  {safe(line)}" for line in self.with_flags(str(error["hint"])).splitlines()]
         self.complain("\n".join(lines))
+
+    def _hinted(self, document: Json) -> Json:
+        """The document; the hints of its errors name the same journal."""
+        if isinstance(document, list):
+            return [self._hinted(one) for one in document]
+        if not isinstance(document, dict):
+            return document
+        said = dict(document)
+        for name in ("operation", "operations", "children"):
+            if name in said:
+                said[name] = self._hinted(said[name])
+        error = said.get("error")
+        if isinstance(error, dict) and error.get("hint"):
+            said["error"] = {**error, "hint": self.with_flags(str(error["hint"]))}
+        return said
 
     def command(self, *words: str) -> str:
         """The command line to type, with the same journal."""
@@ -255,6 +270,21 @@ class Leaf(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Its options and arguments."""
         return plainly(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does; where a list of values and one behind it share what was typed, the one behind is missing."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            arguments = [param for param in self.get_params(ctx) if param.param_type_name == "argument"]
+            missing: Any = error.param
+            if missing is None or missing.nargs != -1 or missing.name == arguments[-1].name:
+                raise
+            if not self.make_parser(ctx).parse_args(args=given)[0].get(arguments[-1].name):
+                raise
+            error.param = arguments[-1]
+            raise
 
 
 class Sections(TyperGroup):

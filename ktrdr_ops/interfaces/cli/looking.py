@@ -12,7 +12,14 @@ from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import words
-from ktrdr_ops.interfaces.cli.documents import Reference, operation_document, reading, since_micros, whole_document
+from ktrdr_ops.interfaces.cli.documents import (
+    Reference,
+    attempt_seconds,
+    operation_document,
+    reading,
+    since_micros,
+    whole_document,
+)
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
 from ktrdr_ops.interfaces.cli.screen import safe
 from ktrdr_ops.interfaces.cli.watching import follow_events
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.events import Event, Json
 
 _COLUMNS = ("operation_id", "status", "percentage", "started_at", "took", "message")
+_SHORT = {"id": "operation_id", "type": "operation_type"}
 _PAGE = 500
 
 
@@ -33,7 +41,9 @@ def register(cli: typer.Typer) -> None:
 
 def list_(
     context: Context,
-    status: Annotated[str | None, typer.Option(metavar="S", help="running, failed, interrupted, ...")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(metavar="S", help="running, failed, interrupted, ...; given twice: either.")
+    ] = None,
     type: Annotated[str | None, typer.Option(metavar="T", help="Of this operation type.")] = None,
     key: Annotated[
         str | None, typer.Option(metavar="K", help="What it works on; a final * stands for any end.")
@@ -49,28 +59,33 @@ def list_(
     """Print what the journal has."""
     if limit < 1:
         raise InvalidValue(f"--limit is {limit}; at least 1 is listed", hint="--all lists all of them.")
-    chosen = history.Filter(status=status, operation_type=type, key=key, since=since_micros(context, since), grep=grep)
+    chosen = history.Filter(
+        status=tuple(status or ()), operation_type=type, key=key, since=since_micros(context, since), grep=grep
+    )
 
-    async def read(app: AsyncApp) -> tuple[list[dict[str, Json]], int]:
+    async def read(app: AsyncApp) -> tuple[list[dict[str, Json]], list[float | None], int]:
         wanted = chosen
         if parent is not None:
             wanted = replace(chosen, parent_id=await history.find(app.journal, parent))
         found: list[dict[str, Json]] = []
+        took: list[float | None] = []
         cursor, total = None, 0
         while True:
             size = _PAGE if all else min(limit - len(found), _PAGE)
             page = await history.list_operations(app.journal, wanted, sort=sort, limit=size, cursor=cursor)
             found += [operation_document(app, state) for state in page.states]
+            took += [attempt_seconds(app, state) for state in page.states]
             total, cursor = total or page.total, page.cursor
             if cursor is None or (not all and len(found) >= limit):
-                return found, total
+                return found, took, total
 
     try:
-        documents, total = context.run(read, readonly=True)
+        documents, took, total = context.run(read, readonly=True)
     except JournalMissing as error:
-        documents, total = [], 0
+        documents, took, total = [], [], 0
         context.say(f"{safe(error.message)}\n  {safe(error.hint or '')}")
-    text = _table(context, documents, columns.split(",") if columns else None)
+    rows = [{**found, "took": seconds} for found, seconds in zip(documents, took, strict=True)]
+    text = _table(context, rows, columns.split(",") if columns else None)
     context.emit({"operations": documents, "total": total}, text)
     if len(documents) < total:
         context.say(f"{len(documents):,} of {total:,} are shown: --limit N, or --all")
@@ -79,8 +94,8 @@ def list_(
 def _table(context: Context, documents: list[dict[str, Json]], columns: Sequence[str] | None) -> str:
     if not documents:
         return "no operations" if not context.quiet else ""
-    chosen = [name.strip() for name in columns] if columns else list(_COLUMNS)
-    known = {*documents[0], "took"}
+    chosen = [_SHORT.get(name.strip(), name.strip()) for name in columns] if columns else list(_COLUMNS)
+    known = set(documents[0])
     for name in chosen:
         if name not in known and not name.startswith("context."):
             raise InvalidValue(f"there is no column {name!r}", hint=f"One of: {', '.join(sorted(known))}, context.NAME")
@@ -97,8 +112,7 @@ def _cell(found: dict[str, Json], name: str) -> str:
     if name == "status":
         return words.status_words(found)
     if name == "took":
-        took = words.age(found)
-        return "" if took is None else words.seconds(took)
+        return "" if found["took"] is None else words.seconds(found["took"])
     if name == "message" and words.unconfirmed(found):
         return words.UNCONFIRMED
     if name == "percentage":
@@ -120,7 +134,7 @@ def show(
     if follow:
         return follow_events(context, operation, everything=full or not timeline)
 
-    async def read(app: AsyncApp) -> tuple[dict[str, Json], list[Event], str]:
+    async def read(app: AsyncApp) -> tuple[dict[str, Json], list[Event], str, float | None]:
         operation_id = await history.find(app.journal, operation)
         events = []
         if full:
@@ -129,10 +143,10 @@ def show(
             events = await history.marks(app.journal, operation_id)
         state = await app.journal.state(operation_id)
         told = words.shown(state, app.domains.renderer(state.operation_type)) if state.live else ""
-        return await whole_document(app, operation_id), events, told
+        return await whole_document(app, operation_id), events, told, attempt_seconds(app, state)
 
-    found, events, told = reading(context, operation, read)
-    text = words.field_words(found)
+    found, events, told, took = reading(context, operation, read)
+    text = words.field_words(found, took)
     if told:
         text += f"\n  {'shown':<10} {told}"
     for child in found.get("children", []):

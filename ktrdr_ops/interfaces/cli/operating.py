@@ -237,12 +237,19 @@ async def told(context: Context, app: AsyncApp, ended: Ended) -> int:
 
 async def tell(context: Context, app: AsyncApp, found: dict[str, Json]) -> None:
     """The outcome: a completed one is the result, on stdout; any other is said on stderr."""
-    command = context.command("resume", words.suffix(found["operation_id"]))
-    text = words.outcome(found, command, await attempt_seconds(app, found["operation_id"]))
+    text = await outcome_text(context, app, found)
     if context.json or found["status"] == "completed":
         context.emit(found, text)
     else:
         context.complain(text)
+
+
+async def outcome_text(context: Context, app: AsyncApp, found: dict[str, Json]) -> str:
+    """How it ended, and the command that goes on; with -q without hints."""
+    command = context.command("resume", words.suffix(found["operation_id"]))
+    took = attempt_seconds(app, await app.journal.state(found["operation_id"]))
+    text = words.outcome(found, command, took)
+    return text.partition("\n")[0] if context.quiet else text
 
 
 def leave(app: AsyncApp, ended: Ended, code: int) -> int:

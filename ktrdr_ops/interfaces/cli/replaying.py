@@ -147,10 +147,9 @@ async def _at(context: Context, app: AsyncApp, operation_id: str, text: str) -> 
     state = await _state_then(context, app, operation_id, text)
     found = document(state, state.status)
     told = words.shown(state, app.domains.renderer(state.operation_type))
+    took = words.active_seconds(state, state.status, state.last_at)
     then = f"{iso(state.last_at)}, position {state.last_position:,}"
-    context.emit(
-        found, f"{words.field_words(found, moment(state.last_at))}\n  {'shown':<10} {told}\n  {'then':<10} {then}"
-    )
+    context.emit(found, f"{words.field_words(found, took)}\n  {'shown':<10} {told}\n  {'then':<10} {then}")
 
 
 async def _state_then(context: Context, app: AsyncApp, operation_id: str, text: str) -> OperationState:

@@ -13,7 +13,7 @@ from ktrdr_ops.core.errors import InvalidValue, KtrdrOpsError, OperationFinished
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import operating, times, watching, words
-from ktrdr_ops.interfaces.cli.documents import Reference, attempt_seconds, operation_document, whole_document
+from ktrdr_ops.interfaces.cli.documents import Reference, operation_document, whole_document
 from ktrdr_ops.interfaces.cli.frame import ACT, Context, command
 from ktrdr_ops.interfaces.cli.screen import paint, safe
 from ktrdr_ops.interfaces.cli.starting import Wait
@@ -210,14 +210,7 @@ async def _told_together(context: Context, app: AsyncApp, ids: Sequence[str], en
     for one in results:
         if isinstance(one, KtrdrOpsError) and one.details.get("operation_id") not in ended.ids:
             context.complain(f"{paint('✗', 'bad')} {safe(one.message)}")
-    lines = [
-        words.outcome(
-            one,
-            context.command("resume", words.suffix(one["operation_id"])),
-            await attempt_seconds(app, one["operation_id"]),
-        )
-        for one in found
-    ]
+    lines = [await operating.outcome_text(context, app, one) for one in found]
     _emit(context, found, lines, alone=False)
     return operating.leave(app, ended, code)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.progress import eta_part, format_duration, items_part, step_part, with_progress
 from ktrdr_ops.core.replay import progress_state
+from ktrdr_ops.core.state import LIVE
 from ktrdr_ops.interfaces.cli.screen import Style, paint, safe, unpainted
 from ktrdr_ops.interfaces.cli.sparkline import curves, is_curve
 
@@ -61,12 +62,13 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else format_duration(value)
 
 
-def age(document: Mapping[str, Json], now: datetime | None = None) -> float | None:
-    """How many seconds there are from its first start to its end, or to ``now`` (aware; default: the clock)."""
-    if document["started_at"] is None:
+def active_seconds(state: OperationState, status: str, now: int) -> float | None:
+    """How long its last attempt worked: to its end, to the last sign of an owner that is gone, or to ``now``
+    (microseconds UTC) while it works."""
+    if state.attempt_started_at is None:
         return None
-    end = datetime.fromisoformat(document["finished_at"]) if document["finished_at"] else now or datetime.now(UTC)
-    return max((end - datetime.fromisoformat(document["started_at"])).total_seconds(), 0.0)
+    end = state.finished_at or (now if status in LIVE else state.last_at)
+    return max(end - state.attempt_started_at, 0) / 1e6
 
 
 def number(value: Json) -> str:
@@ -240,9 +242,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int | N
     return "\n".join(shown)
 
 
-def field_words(document: Mapping[str, Any], now: datetime | None = None) -> str:
-    """A document as a short list: what it is, how far, how it ended. ``now`` (aware) is when it was so."""
-    took = age(document, now)
+def field_words(document: Mapping[str, Any], took: float | None) -> str:
+    """A document as a short list: what it is, how far, how it ended. ``took``: its last attempt's own seconds."""
     lines = [f"{paint(safe(document['operation_id']), 'bold')}  {status_words(document)}"]
     rows: list[tuple[str, str]] = [
         ("type", safe(document["operation_type"])),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pytest
 
 
@@ -43,9 +46,35 @@ def test_list_shows_whole_ids_and_the_columns_that_were_asked_for(done):
     ran = done("list", COLUMNS="40")
     assert operation_id in ran.out
     assert "✓ completed" in ran.out
+    assert done("list", "--columns", "id").out.split() == ["ID", *sorted_ids(done)]
     ran = done("list", "--columns", "context.name,status,key")
     assert ran.out.splitlines()[2].split() == ["good", "✓", "completed", "toy_work:good"]
     assert done("list", "--columns", "odd").code == 2
+
+
+def sorted_ids(cli):
+    return [row[0] for row in cli.rows("SELECT operation_id FROM operations ORDER BY first_position DESC")]
+
+
+def test_two_statuses_are_either(done):
+    assert done("list", "--status", "failed", "--status", "completed", "--json").json["total"] == 2
+    assert done("list", "--status", "failed", "--status", "odd").code == 2
+
+
+def test_how_long_it_took_is_the_last_attempts_own_time(cli):
+    running = cli.slow()
+    running.signal(signal.SIGKILL)
+    running.ended()
+    last = cli.rows("SELECT max(at) FROM events")[0][0] / 1e6
+    cli.until(lambda: time.time() > last + 1.2)
+
+    def took():
+        return float(cli("list", "--columns", "took").out.split()[-2])
+
+    assert took() < 1, "a killed one worked until its last event"
+    cli.flag.touch()
+    assert cli("resume", "@last").code == 0
+    assert took() < 1
 
 
 def test_a_local_time_is_said_in_utc(done):

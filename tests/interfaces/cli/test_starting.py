@@ -153,3 +153,53 @@ def test_a_start_says_how_long_it_waits_for_a_host(cli):
     assert cli("toy", "work", "good", "--fail", "patience", "--detach").code in (0, 1)
     cli.until(lambda: cli.rows("SELECT 1 FROM operations WHERE key = 'toy_work:good' AND status = 'failed'"))
     assert cli.count("failed", "waits 43200 s") == 4
+
+
+def test_a_group_whose_children_all_failed_for_one_reason_has_its_exit_code_and_hint(cli):
+    ran = cli("toy", "work", "one", "two", "--fail", "host2", "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (5, "host_unavailable")
+    assert "Is it running?" in ran.json["error"]["hint"]
+    assert cli("watch", "group").code == 5
+    cli.slow(name="slow")
+    ran = cli("run", "group", "--param", 'children=[{"type": "toy_work", "parameters": {"name": "slow"}}]', "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (8, "already_running")
+    assert "ktrdr-ops" in ran.json["error"]["hint"]
+
+
+def test_hints_in_json_name_the_journal_that_was_used(cli):
+    hint = cli("toy", "work", "bad", "--fail", "host2", "--json").json["error"]["hint"]
+    assert hint == f"Is it running?  ktrdr-ops --journal {cli.journal} doctor"
+    assert f"--journal {cli.journal}" in cli("show", "nothing", "--json").json["error"]["hint"]
+    listed = cli("list", "--json").json["operations"][0]
+    assert listed["error"]["hint"] == hint
+
+
+def test_an_argument_that_a_list_swallowed_is_the_one_that_is_missing(cli):
+    assert "Missing argument 'TIMEFRAME'" in cli("data", "load", "AAPL").err
+    assert "Missing argument 'SYMBOL'" in cli("data", "load").err
+
+
+def test_a_time_without_a_zone_is_said_in_utc_and_an_ambiguous_one_refused(cli):
+    def load(*options):
+        return cli("data", "load", "NOPE", "1d", "--mode", "local", *options, TZ="America/New_York")
+
+    assert "start 2024-01-15T09:30 is 2024-01-15T14:30:00+00:00 (UTC)" in load("--start", "2024-01-15T09:30").err
+    assert "(UTC)" not in load("--start", "2024-01-15", "--end", "2024-01-16T09:30+00:00").err
+    ran = load("--start", "2024-11-03T01:30")
+    assert ran.code == 2
+    assert "-04:00" in ran.err
+    assert "-05:00" in ran.err
+
+
+def test_a_start_that_is_still_to_come_is_refused_before_anything_is_written(cli):
+    ran = cli("data", "load", "AAPL", "1d", "--start", "2190-01-01", "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (2, "invalid_value")
+    assert cli.count("submitted") == 0
+
+
+def test_a_series_that_nobody_published_cannot_be_verified(cli):
+    cli("toy", "work", "good")
+    ran = cli("data", "verify", "NOPE", "1d", "--json")
+    assert ran.code == 3
+    assert "data load NOPE 1d" in ran.json["error"]["hint"]
+    assert cli("data", "verify").code == 0
