@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.cancellation import CancellationSystem, CancellationToken
     from ktrdr_ops.core.errors import HostServiceError, OperationCancelledException
     from ktrdr_ops.core.host_service import AsyncHostService
-    from ktrdr_ops.core.orchestration import AsyncOperation, AsyncOrchestrationFramework
+    from ktrdr_ops.core.orchestration import AsyncOperation, AsyncOrchestrationFramework, How
     from ktrdr_ops.core.progress import GenericProgressManager, GenericProgressState, ProgressRenderer
     from ktrdr_ops.core.task_manager import AsyncTaskManager
 
@@ -29,6 +29,7 @@ __all__ = [
     "GenericProgressManager",
     "GenericProgressState",
     "HostServiceError",
+    "How",
     "OperationCancelledException",
     "ProgressRenderer",
     "__version__",
@@ -41,7 +42,7 @@ _HOMES = {
     "core.cancellation": ("CancellationSystem", "CancellationToken"),
     "core.errors": ("HostServiceError", "OperationCancelledException"),
     "core.host_service": ("AsyncHostService",),
-    "core.orchestration": ("AsyncOperation", "AsyncOrchestrationFramework"),
+    "core.orchestration": ("AsyncOperation", "AsyncOrchestrationFramework", "How"),
     "core.progress": ("GenericProgressManager", "GenericProgressState", "ProgressRenderer"),
     "core.task_manager": ("AsyncTaskManager",),
 }

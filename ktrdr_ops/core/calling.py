@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.errors import InvalidValue
@@ -17,14 +20,22 @@ if TYPE_CHECKING:
 def called(func: Callable[..., Any], attempt: Attempt) -> Coroutine[Any, Any, Any]:
     arguments = (attempt.operation, attempt.progress, attempt.token, attempt)
     given = arguments[: _how_many(func)]
-    if inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None)):  # noqa: B004  # an object whose __call__ is async
+    if is_async(func):
         called: Coroutine[Any, Any, Any] = func(*given)
         return called
     return _in_thread(func, given)
 
 
+def is_async(func: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine; also an object whose ``__call__`` is async."""
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004  # what its type says is meant
+
+
 async def _in_thread(func: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-    running = asyncio.ensure_future(asyncio.to_thread(func, *given))
+    # A thread of its own: in a pool, functions that wait for other operations could leave no thread to those.
+    own = ThreadPoolExecutor(1, thread_name_prefix="ktrdr-ops-function")
+    running = asyncio.get_running_loop().run_in_executor(own, partial(copy_context().run, func, *given))
+    own.shutdown(wait=False)
     while not running.done():
         # A thread cannot be stopped from outside: it is told by its token, and waited for.
         with contextlib.suppress(asyncio.CancelledError):

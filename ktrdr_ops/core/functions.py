@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import orjson
 
 from ktrdr_ops.core.artifacts import Artifact, Publication
-from ktrdr_ops.core.calling import called
+from ktrdr_ops.core.calling import called, is_async
 from ktrdr_ops.core.cancellation import CancellationToken
 from ktrdr_ops.core.domain import OperationProvider
 from ktrdr_ops.core.ending import summary
@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 _INLINE_BYTES = 4 * 1024
 """A larger value is kept as an object, since each checkpoint of a track repeats it."""
+_SHOWN = 200
+"""A parameter that is longer is kept, and not shown beside the progress."""
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_.-]+")
 _TAKEN = frozenset({"operation_type", "progress_callback", "how"})
@@ -56,6 +58,7 @@ class _Seen:
         self.token: CancellationToken = attempt.token
         self._attempt = attempt
         self._loop = asyncio.get_running_loop()
+        self._loops_thread = threading.get_ident()
         fact = attempt.last_checkpoint or Checkpointed(value={})
         kept = cast("dict[str, Json]", fact.value or {})
         self._kept: Json = orjson.loads(attempt.objects.read(fact.object)) if fact.object else kept.get("value")
@@ -182,6 +185,9 @@ class Op(_Seen):
         return self._wait(self._publish(kind, key, content, metadata))
 
     def _wait(self, statement: Coroutine[Any, Any, T]) -> T:
+        if threading.get_ident() == self._loops_thread:  # it would wait for itself
+            statement.close()
+            raise InvalidValue("a plain function waits in a thread of its own", hint="Make it async def, and await op.")
         return asyncio.run_coroutine_threadsafe(statement, self._loop).result()
 
 
@@ -216,7 +222,7 @@ class FunctionProvider(OperationProvider):
     def __init__(self, operation_type: str, func: Callable[..., Any], *, key: str | None, steps: int) -> None:
         self.operation_type = operation_type  # type: ignore[misc]  # one provider for each function, not a class
         self._func = func
-        self._is_async = inspect.iscoroutinefunction(func)
+        self._is_async = is_async(func)
         self._key = key
         self._steps = steps
         if not _TYPE.fullmatch(operation_type):
@@ -230,7 +236,7 @@ class FunctionProvider(OperationProvider):
 
     def validate(self, raw: Mapping[str, Any]) -> dict[str, Json]:
         """Exactly the function's parameters, as JSON."""
-        takes = ", ".join(map(str, self._parameters.values())) or "nothing"
+        takes = ", ".join(str(parameter) for parameter in self._parameters.values()) or "nothing"
         unknown = [name for name in raw if name not in self._parameters]
         if unknown:
             raise InvalidValue(f"{self.operation_type} does not take {', '.join(unknown)}", hint=f"It takes {takes}.")
@@ -248,7 +254,7 @@ class FunctionProvider(OperationProvider):
             operation_id=readable,
             operation_type=self.operation_type,
             total_steps=self._steps,
-            context=dict(parameters),
+            context={name: value for name, value in parameters.items() if len(str(value)) <= _SHOWN},
             key=f"{self.operation_type}:{of}" if of else self.operation_type,
             parameters=dict(parameters),
         )

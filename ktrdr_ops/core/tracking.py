@@ -17,7 +17,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -74,15 +74,15 @@ def described(item: object) -> str:
     return said
 
 
-def tracked(items: Iterable[T]) -> Collection[T]:
-    """The items, where they can be tracked. Raises InvalidValue for what has no length (a generator, an endless
-    iterator), for a set, whose order is another one in every process, and for a text."""
-    if isinstance(items, str | bytes | set | frozenset) or not isinstance(items, Collection):
+def length(items: object) -> int:
+    """How many items there are to track. Raises InvalidValue for what has no length (a generator, an endless iterator),
+    for a set, whose order is another one in every process, and for a text."""
+    if isinstance(items, str | bytes | set | frozenset) or not isinstance(items, Sized):
         raise InvalidValue(
             f"a {type(items).__name__} cannot be tracked: what is tracked has a length and an order of its own",
             hint="Track a list: op.track(list(items)), or for a set op.track(sorted(items)).",
         )
-    return items
+    return len(items)
 
 
 def passed_over(items: Iterator[Any], mark: Mark | None, where: str) -> Tally:
@@ -268,17 +268,17 @@ class Track(Generic[T]):
 
     def __init__(self, tracks: Tracks, items: Iterable[T], name: str | None) -> None:
         self.tally = Tally()
-        self.total = 0
+        self.total = length(items)
         self.name = name
         self.item: Any = NOTHING
         self.outer: Track[Any] | None = None
         self.number = 0
-        self._items = tracked(items)
+        self._items = items
         self._tracks = tracks
         self._begun = False
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self.total
 
     @property
     def share(self) -> float:
@@ -300,7 +300,7 @@ class Track(Generic[T]):
         with tracks.lock:
             where = around.take(self.name)
             self.number = len(around.taken)
-        self.outer, self.total = around.track, len(self._items)
+        self.outer = around.track
         items = iter(self._items)
         self.tally = tracks.begin(where, items)
         began = self.tally.count
