@@ -144,18 +144,29 @@ class _Walk:
         self.below.add(operation_id)
         published = await self._published(operation_id)
         last = {(artifact.kind, artifact.key): artifact.position for artifact in published}
+        users = self._users(operation_id)
         found = []
         for one in published:
-            consumers = await self._consumers(one, last=last[one.kind, one.key] == one.position)
+            consumers = await self._consumers(one, users, last=last[one.kind, one.key] == one.position)
             place = {"size": one.size, "name": one.name, "position": one.position}
             found.append({**_content(one), **place, "consumers": consumers})
         return found
 
-    async def _consumers(self, artifact: Artifact, *, last: bool) -> list[dict[str, Json]]:
+    def _users(self, operation_id: str) -> dict[str, list[Mapping[str, Json]]]:
+        """The other operations' inputs that may be of this one's making."""
+        makers = (None, operation_id)
+        may_be = {
+            user: [one for one in named if one.get("operation_id") in makers] for user, named in self.uses.items()
+        }
+        return {user: named for user, named in may_be.items() if named and user != operation_id}
+
+    async def _consumers(
+        self, artifact: Artifact, users: Mapping[str, Sequence[Mapping[str, Json]]], *, last: bool
+    ) -> list[dict[str, Json]]:
         found = []
-        for operation_id, inputs in self.uses.items():
+        for operation_id, inputs in users.items():
             used = next((one for one in inputs if _is(one, artifact, last=last)), None)
-            if used is not None and operation_id != artifact.operation_id:
+            if used is not None:
                 found.append(await self._consumer(operation_id, used))
         return found
 
@@ -184,10 +195,9 @@ def _content(artifact: Artifact) -> dict[str, Json]:
 
 
 def _is(used: Mapping[str, Json], artifact: Artifact, *, last: bool) -> bool:
-    """Whether an input is this artifact. One that is named by its operation, kind and key alone is its ``last``."""
+    """Whether an input that may be of its maker's making is this artifact. One that is named by its operation, kind and
+    key alone is its ``last``."""
     maker = used.get("operation_id")
-    if maker is not None and maker != artifact.operation_id:
-        return False
     for name in ("object", "sha256"):
         if used.get(name) is not None:
             return bool(used[name] == getattr(artifact, name))
