@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
 import pytest
@@ -168,3 +169,35 @@ async def test_a_cancel_at_the_beginning_of_a_later_attempt_stops_the_session_of
         [ended] = await events(app, "cancelled")
     assert ended.fact.confirmed
     assert either.session.status == "stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_cancel_from_another_process_is_confirmed_within_a_second_thirty_times(opened, either, settings):
+    either.pace = None
+    cancel = [sys.executable, "-m", "ktrdr_ops", "--journal", str(settings.journal), "cancel", "@running"]
+    latencies = []
+    async with opened(either) as app:
+        for seed in range(30):
+            task = await running_as(app, seed)
+            process = await asyncio.create_subprocess_exec(*cancel, stdout=asyncio.subprocess.DEVNULL)
+            with pytest.raises(OperationCancelledException):
+                await task
+            await process.wait()
+            [ended] = await events(app, "cancelled")
+            assert ended.fact.confirmed
+            latencies.append(ended.fact.latency_ms)
+    assert {session.status for session in either.sessions.values()} == {"stopped"}
+    assert max(latencies) < 1000, sorted(latencies)
+
+
+async def running_as(app, seed):
+    """A training of its own, whose session runs."""
+    task = asyncio.create_task(train(app, seed=seed))
+    async with asyncio.timeout(10):
+        async for event in app.journal.tail(after=0):
+            if started(event):
+                found = await app.show(event.operation_id)
+                if found["context"]["seed"] == seed:
+                    return task
+    raise AssertionError("unreachable")

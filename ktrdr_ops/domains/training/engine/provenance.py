@@ -12,10 +12,9 @@ import hashlib
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ktrdr_ops import __version__
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.attempt import Attempt
@@ -115,7 +114,11 @@ def _sha256_of(path: object, data_dir: Path) -> str | None:
 def versions(host: object) -> dict[str, str]:
     """The versions of what made a model: ours, and the packages that the host names."""
     named = host.items() if isinstance(host, Mapping) else ()
-    return {"ktrdr-ops": __version__, "python": platform.python_version(), **{str(k): str(v)[:40] for k, v in named}}
+    return {
+        "ktrdr-ops": version("ktrdr-ops"),
+        "python": platform.python_version(),
+        **{str(k): str(v)[:40] for k, v in named},
+    }
 
 
 def git_commit(folder: Path) -> str | None:
