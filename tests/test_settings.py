@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.settings import load_settings
 
 REAL = {"KTRDR_OPS_JOURNAL": "/real/journal.db", "KTRDR_OPS_DATA_DIR": "/real/data"}
@@ -25,3 +30,21 @@ def test_a_flag_and_a_sandbox_that_a_variable_asks_for_name_their_own_places(tmp
 def test_without_a_sandbox_the_variables_count(tmp_path):
     settings = load_settings({}, environment=REAL, folder=tmp_path, user_file=tmp_path / "none.toml")
     assert str(settings.journal) == "/real/journal.db"
+
+
+def journal(value, tmp_path):
+    return load_settings({"journal": value}, environment={}, folder=tmp_path, user_file=tmp_path / "none.toml").journal
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////a/my%20j.db", "sqlite+aiosqlite:////a/my%20j.db", "file:///a/my%20j.db", "/a/my j.db"]
+)
+def test_a_journal_is_named_by_a_path_or_a_url(url, tmp_path):
+    assert journal(url, tmp_path) == Path("/a/my j.db")
+    assert journal("sqlite:///j.db", tmp_path) == Path.cwd() / "j.db"
+
+
+@pytest.mark.parametrize("url", ["postgresql://here/it", "sqlite://j.db", "file://host/j.db", "sqlite:///j.db?mode=ro"])
+def test_a_url_that_is_no_file_is_refused(url, tmp_path):
+    with pytest.raises(InvalidValue, match="is no file"):
+        journal(url, tmp_path)

@@ -183,8 +183,9 @@ def test_a_time_without_a_zone_is_said_in_utc_and_an_ambiguous_one_refused(cli):
     def load(*options):
         return cli("data", "load", "NOPE", "1d", "--mode", "local", *options, TZ="America/New_York")
 
-    assert "start 2024-01-15T09:30 is 2024-01-15T14:30:00+00:00 (UTC)" in load("--start", "2024-01-15T09:30").err
-    assert "(UTC)" not in load("--start", "2024-01-15", "--end", "2024-01-16T09:30+00:00").err
+    ran = load("--start", "2024-01-15T09:30", "--end", "2024-01-16")
+    assert ran.err.splitlines()[0] == "start 2024-01-15T09:30 is 2024-01-15T14:30:00+00:00 (UTC)"
+    assert "end " not in ran.err.splitlines()[1]
     ran = load("--start", "2024-11-03T01:30")
     assert ran.code == 2
     assert "-04:00" in ran.err
@@ -198,8 +199,6 @@ def test_a_start_that_is_still_to_come_is_refused_before_anything_is_written(cli
 
 
 def test_a_series_that_nobody_published_cannot_be_verified(cli):
-    cli("toy", "work", "good")
     ran = cli("data", "verify", "NOPE", "1d", "--json")
     assert ran.code == 3
     assert "data load NOPE 1d" in ran.json["error"]["hint"]
-    assert cli("data", "verify").code == 0
