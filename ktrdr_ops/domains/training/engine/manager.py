@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ktrdr_ops.domains.training.engine.config import TrainingConfig
 
 PREPARED_AT = 10.0
+_NO_METRICS = ("epoch", "epochs_trained", "best_epoch", "timestamp", "history")
 
 
 class TrainingManager:
@@ -131,8 +132,8 @@ class _Run:
             model_path=trained["model_path"] if sha256 is None else str(path),
             sha256=sha256,
             epochs=epochs if isinstance(epochs, int) else trained["epochs"],
-            best_epoch=best if isinstance(best, int) else trained["best_epoch"],
-            metrics=told or trained["metrics"],
+            best_epoch=trained["best_epoch"] or (best if isinstance(best, int) else None),
+            metrics={name: value for name, value in told.items() if name not in _NO_METRICS} or trained["metrics"],
             test_metrics=trained["test_metrics"],
             per_symbol_metrics=trained["per_symbol_metrics"],
             model_info=info,

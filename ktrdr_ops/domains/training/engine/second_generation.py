@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused, HostUnavailable
+from ktrdr_ops.domains.training.engine.config import MOST_EPOCHS
 from ktrdr_ops.domains.training.engine.errors import SessionUnknown
 from ktrdr_ops.domains.training.engine.host import (
     SERVICE,
@@ -89,11 +90,7 @@ class SecondGenerationSession:
         found = (await self._data(f"{self.session_id}/metrics", token, cursor=self._cursor)).get("metrics")
         if not isinstance(found, list) or not found or not isinstance(found[0], list):
             return []
-        epochs = [
-            Epoch(int(each["epoch"]) + 1, _metrics(each))
-            for each in found[0]
-            if isinstance(each, dict) and number(each.get("epoch")) is not None
-        ]
+        epochs = [Epoch(whole(each["epoch"]) + 1, _metrics(each)) for each in found[0] if _is_record(each)]
         cursor = found[1] if len(found) > 1 else None
         self._cursor = cursor if isinstance(cursor, int) else self._cursor + len(found[0])
         self._told = max([self._told, *(each.number for each in epochs)])
@@ -128,6 +125,11 @@ class SecondGenerationSession:
             if error.details["status"] == 400:
                 raise HostAnswerWrong(f"the {SERVICE} has no result yet: {error.message}") from error
             raise
+
+
+def _is_record(value: Any) -> bool:
+    epoch = number(value.get("epoch")) if isinstance(value, dict) else None
+    return epoch is not None and 0 <= epoch < MOST_EPOCHS
 
 
 def _metrics(record: dict[str, Any]) -> dict[str, float | None]:
