@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SIDE_BY_SIDE = 4
 """So many operations are columns; more are lines."""
 _WIDTH = 32
+_LONGEST = 30
 _MISSING = "–"
 
 
@@ -103,7 +104,8 @@ def _text(found: Comparison, documents: Sequence[dict[str, Json]], width: int) -
 
 def _cell(values: object, name: str) -> str:
     assert isinstance(values, dict)
-    return words.number(values[name]) if name in values else _MISSING
+    told = words.number(values[name]) if name in values else _MISSING
+    return told if len(told) <= _LONGEST else f"{told[: _LONGEST // 2]}…{told[1 - _LONGEST // 2 :]}"
 
 
 def _curves(found: Comparison, name: str, width: int) -> str:

@@ -182,7 +182,7 @@ class Viewer:
         ends_here = status not in LIVE and not self._tells_ends and state.operation_id in self._roots
         if not self._context.live and not ends_here and (status in LIVE or told is not None):
             self._context.say(self._line(state, status))
-        waited = state.waiting["reason"] if state.waiting is not None else getattr(told, "waited", None)
+        waited = state.waiting["reason"] if state.waiting is not None else told.waited if told is not None else None
         self._told[state.operation_id] = Told(status, state.attempt, state.percentage, now, waited)
 
     def _line(self, state: OperationState, status: str) -> str:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ktrdr_ops.interfaces.cli.comparing import _cell
 from ktrdr_ops.interfaces.cli.sparkline import curves, sparkline
 from tests.interfaces.cli.conftest import Cli
 
@@ -46,6 +47,11 @@ def test_operations_that_are_alike_differ_in_nothing(three):
     ran = three("compare", *ids(three, "one"))
     assert "nothing differs" in ran.out
     assert ran.out.rstrip().endswith("parameters, 3 result values, 1 curve")
+
+
+def test_a_long_value_is_cut_in_its_middle():
+    assert _cell({"path": "/data/" + "x" * 60 + "/1d.parquet"}, "path") == "/data/xxxxxxxxx…xx/1d.parquet"
+    assert _cell({"path": "x" * 30}, "path") == "x" * 30
 
 
 def test_curves_stand_side_by_side_on_one_scale(three):
