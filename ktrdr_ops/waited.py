@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ktrdr_ops.core.domain import Domain
@@ -81,7 +81,7 @@ class SyncJournal:
         operation_id = None if reference is None else await history.find(journal, reference)
         return await journal.read(operation_id, after=after, limit=limit)
 
-    def tail(self, reference: str | None = None, *, after: int = 0) -> Iterator[Event]:
+    def tail(self, reference: str | None = None, *, after: int = 0) -> Generator[Event, None, None]:
         """Events as they come; of an operation until it has ended, else for ever. ``after=0``: from the beginning."""
         coming = self._app.tail(reference, after=after)
         try:

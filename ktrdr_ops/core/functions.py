@@ -68,7 +68,7 @@ class _Seen:
             save=lambda marks: attempt.checkpoint_soon(self._checkpoint(marks)),
             tell=self._tell,
             check=lambda: self.token.check_cancellation_point(self.operation_id),
-            later=self._loop.call_soon_threadsafe,
+            later=lambda late: self._loop.call_soon_threadsafe(_unless_cancelled, late),
         )
 
     def track(self, items: Iterable[T], name: str | None = None) -> Track[T]:
@@ -108,8 +108,7 @@ class _Seen:
         """The function has ended: what it completed is queued, and its last state told."""
         untold = self.tracks.close()
         if untold is not None:
-            with suppress(OperationCancelledException):
-                self._tell(untold)
+            _unless_cancelled(lambda: self._tell(untold))
 
     def _checkpoint(self, marks: dict[str, Json]) -> Checkpointed:
         value: dict[str, Json] = {"tracks": marks}
@@ -149,6 +148,12 @@ class _Seen:
         done, total = outermost.tally.count, outermost.total
         message = " · ".join(reversed(words)) or f"{done:,} of {total:,} done"
         self._attempt.progress.update_progress(step, message, done, total_items=total, step_range=(at, at))
+
+
+def _unless_cancelled(tell: Callable[[], None]) -> None:
+    """The function itself is told so at its next item."""
+    with suppress(OperationCancelledException):
+        tell()
 
 
 def _label(track: Track[Any]) -> str:

@@ -239,10 +239,9 @@ class Tracks:
 
     def late(self) -> None:
         """Tell what was held back, if nothing newer was told since."""
-        track, self._untold = self._untold, None
+        track = self._untold
         if track is not None and not self._closed.is_set():
-            self._told_at = time.monotonic()
-            self._tell(track)
+            self.told(track)
 
     def _wake_keeper(self) -> None:
         if not self._wake.is_set():
@@ -258,9 +257,8 @@ class Tracks:
             self._wake.wait()
             self._wake.clear()
             self.save()
-            if self._untold is not None:
+            if not self._closed.wait(EVERY_SECONDS) and self._untold is not None:
                 self._later(self.late)
-            self._closed.wait(EVERY_SECONDS)
 
 
 class Track(Generic[T]):

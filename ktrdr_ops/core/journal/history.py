@@ -19,6 +19,10 @@ from ktrdr_ops.core.events import ArtifactPublished, Checkpointed, Event, Json, 
 from ktrdr_ops.core.journal.journal import EVENT_COLUMNS, Journal
 from ktrdr_ops.core.state import STATUSES, OperationState, fold_all
 
+_LAST_BEGUN = (
+    "SELECT operation_id FROM events INDEXED BY events_one_start WHERE type = 'attempt_started'"
+    " ORDER BY position DESC LIMIT 1"
+)
 SORT_FIELDS = {
     "created": "first_position",
     "updated": "last_position",
@@ -159,8 +163,10 @@ async def typical_seconds(journal: Journal, key: str) -> float | None:
 
 
 async def find(journal: Journal, reference: str) -> str:
-    """The id that a reference means: whole, its suffix, any unique beginning of either, ``@last``, ``@running``,
-    ``@failed``. Raises OperationNotFound, or AmbiguousOperation that lists the candidates."""
+    """The id that a reference means: whole, its suffix, any unique beginning of either, ``@last`` (whose latest attempt
+    began last), ``@running``, ``@failed``.
+
+    Raises OperationNotFound, or AmbiguousOperation that lists the candidates."""
     if reference.startswith("@"):
         return await _named(journal, reference)
     exact = await journal.rows(
@@ -188,6 +194,10 @@ async def _named(journal: Journal, reference: str) -> str:
     wanted = {"@last": None, "@running": "running", "@failed": "failed"}
     if reference not in wanted:
         raise InvalidValue(f"{reference!r} names no operation", hint=f"One of: {', '.join(wanted)}, or an id.")
+    if reference == "@last":
+        rows = await journal.rows(_LAST_BEGUN)
+        if rows:
+            return str(rows[0][0])
     page = await list_operations(journal, Filter(status=wanted[reference]), limit=1)
     if not page.states:
         raise OperationNotFound(
