@@ -50,7 +50,7 @@ def test_operations_that_are_alike_differ_in_nothing(three):
 
 
 def test_a_long_value_is_cut_in_its_middle():
-    assert _cell({"path": "/data/" + "x" * 60 + "/1d.parquet"}, "path") == "/data/xxxxxxxxx…xx/1d.parquet"
+    assert _cell({"path": "/data/" + "x" * 60 + "/1d.parquet"}, "path") == "/data/xxxxxxxxx…xxx/1d.parquet"
     assert _cell({"path": "x" * 30}, "path") == "x" * 30
 
 
