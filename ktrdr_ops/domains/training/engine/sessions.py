@@ -61,6 +61,7 @@ class Training:
         self.attempt = attempt
         self.token = attempt.token
         self.epochs = epochs
+        self._id = attempt.operation.operation_id
         self.number = 0
         self.session_id = ""
         self._patience = Patience(attempt, epochs.last_seen)
@@ -85,8 +86,11 @@ class Training:
                     return await self._patience.usable(partial(session.result, self.token)) or {}
         except SessionUnknown as error:
             await self._over("unknown")
-            seen = self.epochs.last_seen()
-            raise OperationInterrupted(f"outcome unknown, {seen}", hint=_LOST_HINT, final=True) from error
+            raise OperationInterrupted(
+                f"outcome unknown, {self.epochs.last_seen()}",
+                hint=f"The host no longer knows the session. Train again: ktrdr-ops resume {self._id} --restart",
+                final=True,
+            ) from error
         except (OperationCancelledException, asyncio.CancelledError):
             if not self.token.is_cancelled() or self.token.interrupting:
                 raise
@@ -101,8 +105,7 @@ class Training:
         steps = self.attempt.steps
         self.number = next(number for number in count(1) if self._step("ended", number) not in steps)
         if self._step() not in steps:
-            session_id = f"{self.attempt.operation.operation_id}_{secrets.token_hex(4)}"
-            value = {"session_id": session_id, "resume_from": self._earlier()}
+            value = {"session_id": f"{self._id}_{secrets.token_hex(4)}", "resume_from": self._earlier()}
             await self.attempt.complete_step(self._step(), value)
         self.session_id, resume_from = (steps[self._step()][name] for name in ("session_id", "resume_from"))
         found = self._step("started") in steps
@@ -233,6 +236,3 @@ class Training:
                     await self._over(str(status))
                 return True
         return False
-
-
-_LOST_HINT = "The host does not know the session any more. Train again: ktrdr-ops resume ID --restart"
