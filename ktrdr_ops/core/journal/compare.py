@@ -97,7 +97,7 @@ async def compare(journal: Journal, ids: Sequence[str]) -> Comparison:
     parameters = [flattened((await history.submitted(journal, operation_id)).parameters) for operation_id in ids]
     results = [flattened(state.result) for state in states]
     told = [await curves(journal, operation_id) for operation_id in ids]
-    values = [{name: list(curve.values) for name, curve in one.items()} for one in told]
+    values = [{name: _moved(curve.values) for name, curve in one.items()} for one in told]
     differing = {"parameters": _differing(parameters), "result": _differing(results), "curves": _differing(values)}
     have = {"parameters": parameters, "result": results, "curves": values}
     equal = {part: len({name for one in have[part] for name in one}) - len(differing[part]) for part in have}
@@ -137,6 +137,11 @@ async def curves(journal: Journal, operation_id: str) -> dict[str, Curve]:
     for name, *point in rows:
         found.setdefault(name, []).append((point[0], point[1], point[2]))
     return {name: Curve(*map(tuple, zip(*points, strict=True))) for name, points in found.items()}
+
+
+def _moved(values: Sequence[float]) -> list[float]:
+    """The curve; one value of a number that never moved, however often it was told."""
+    return list(values) if len(set(values)) > 1 else list(values[:1])
 
 
 def _differing(each: Sequence[Mapping[str, Json]]) -> set[str]:

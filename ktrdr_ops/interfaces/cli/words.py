@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ktrdr_ops.core.progress import eta_part, format_duration, items_part, step_part, with_progress
+from ktrdr_ops.core.progress import eta_part, format_duration, step_part, with_progress
 from ktrdr_ops.core.replay import progress_state
 from ktrdr_ops.core.state import LIVE
 from ktrdr_ops.interfaces.cli.screen import Style, paint, safe, unpainted
@@ -181,9 +181,11 @@ def rendered(state: GenericProgressState, renderer: ProgressRenderer) -> str:
 
 def progress_words(state: GenericProgressState, message: str, detail: str = "") -> str:
     """The rendered message, and each of step, items, what is left to go and the detail that it does not say itself."""
-    step, items, eta = step_part(state), items_part(state), eta_part(state)
-    if not items and state.items_processed:
-        items = f"{state.items_processed:,} items"
+    step, eta = step_part(state), eta_part(state)
+    items = f"{state.items_processed:,} items" if state.items_processed else ""
+    if items and state.total_items:
+        so_far = f"{state.items_processed}/{state.total_items}"
+        items = "" if so_far in message else f"{so_far} items"
     said = message.casefold()
     more = " · ".join(part for part in safe(detail, 120).split(" · ") if part.casefold() not in said)
     parts = [part for part in (items, eta, more) if part and part not in message]

@@ -36,7 +36,8 @@ def test_only_what_differs_is_shown_and_what_is_equal_is_counted(three):
     asked = three.rows(
         "SELECT json_extract(CAST(payload AS TEXT), '$.parameters') FROM events WHERE type = 'submitted'"
     )
-    assert found["equal"] == {"parameters": len(json.loads(asked[1][0])) - 3, "result": 0, "metrics": 0}
+    assert found["equal"] == {"parameters": len(json.loads(asked[1][0])) - 3, "result": 0, "metrics": 1}
+    assert set(first["metrics"]) == {"left"}, "what never moved is left out"
     assert first["metrics"]["left"]["values"] == [0.5, 0.25, 0.125, 0.0625]
     assert (first["metrics"]["left"]["final"], first["metrics"]["left"]["highest"]) == (0.0625, 0.5)
     assert first["metrics"]["left"]["attempts"] == [1, 1, 1, 1]
@@ -46,7 +47,7 @@ def test_only_what_differs_is_shown_and_what_is_equal_is_counted(three):
 def test_operations_that_are_alike_differ_in_nothing(three):
     ran = three("compare", *ids(three, "one"))
     assert "nothing differs" in ran.out
-    assert ran.out.rstrip().endswith("parameters, 3 result values, 1 curve")
+    assert ran.out.rstrip().endswith("parameters, 3 result values, 2 curves")
 
 
 def test_a_long_value_is_cut_in_its_middle():

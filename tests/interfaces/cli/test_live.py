@@ -7,8 +7,12 @@ import os
 import pty
 import re
 import threading
+from datetime import UTC, datetime
 
 import pytest
+
+from ktrdr_ops.core.progress import GenericProgressState
+from ktrdr_ops.interfaces.cli.words import progress_words
 
 
 def at_a_terminal(cli, *arguments, presses=None, width=120, **environment):
@@ -139,3 +143,12 @@ def test_details_are_shown_wherever_progress_is_and_say_nothing_twice(cli):
     assert any(line.endswith(told) for line in cli("replay", "@running").out.splitlines())
     cli.flag.touch()
     running.ended()
+
+
+def test_how_many_items_are_done_is_said_once():
+    def told(message):
+        state = GenericProgressState("id", 3, 4, 93.0, message, datetime.now(UTC), items_processed=29, total_items=30)
+        return progress_words(state, message, "Epoch 29/30 · Batch 5/9")
+
+    assert told("Epoch 29/30 of it") == "Epoch 29/30 of it [3/4] │ Batch 5/9"
+    assert told("It goes on") == "It goes on [3/4] │ 29/30 items │ Epoch 29/30 · Batch 5/9"

@@ -35,7 +35,9 @@ NAMES = {"good", "bad", "ugly", "slow", "one", "two", "three"}
 
 def lefts(rate, piece):
     """What was left after each piece so far."""
-    return {} if rate is None else {"left": rate**piece, "lefts": [rate**one for one in range(1, piece + 1)]}
+    if rate is None:
+        return {}
+    return {"left": rate**piece, "toys": 1, "lefts": [rate**one for one in range(1, piece + 1)]}
 
 
 def held(attempt, waits):
