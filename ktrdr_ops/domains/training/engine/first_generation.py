@@ -1,6 +1,7 @@
 """A session on the first generation of the training host service.
 
-It tells nothing of results, and its metrics are lists that grow; it trains on its own files whatever days are asked.
+It tells nothing of results, cannot go on from a checkpoint, and its metrics are lists that grow, without numbers; it
+trains on its own files whatever days are asked.
 """
 
 from __future__ import annotations
@@ -46,22 +47,21 @@ class FirstGenerationSession:
         self._told = 0
 
     async def start(self, config: TrainingConfig, resume_from: str | None) -> None:
-        """500 is what it says to everything: that it is busy, and that it has this session already."""
+        """500 is what it says to everything: that it is busy, and that it has this session already. ``resume_from`` is
+        not sent: an epoch has no number in its lists but its place, which is right only from the beginning on."""
         try:
-            await self.host.post(START, self._asked(config, resume_from))
+            await self.host.post(START, self._asked(config))
         except HostAnswerWrong as error:
             if MOST_CONCURRENT in error.message:
                 raise busy(error) from error
             if "already exists" not in error.message:
                 raise
 
-    def _asked(self, config: TrainingConfig, resume_from: str | None) -> dict[str, Any]:
+    def _asked(self, config: TrainingConfig) -> dict[str, Any]:
         training: dict[str, Any] = dict(config.strategy["model"]["training"])
         early = training.get("early_stopping")
         if isinstance(early, dict) and "patience" in early:
             training["early_stopping_patience"] = early["patience"]
-        if resume_from is not None:
-            training["resume_from"] = resume_from
         data: dict[str, Any] = {"symbols": config.symbols, "timeframes": config.timeframes}
         return {
             "session_id": self.session_id,
