@@ -164,18 +164,21 @@ def _put(strategy: Strategy, path: str, value: Json) -> None:
         raise _unknown(path, known)
     inside: Any = strategy
     for name in names[:-1]:
-        inside = (
-            inside[int(name)]
-            if isinstance(inside, list) and name.isdigit() and int(name) < len(inside)
-            else (inside.setdefault(name, {}) if isinstance(inside, dict) else None)
-        )
-    last = names[-1]
-    if isinstance(inside, dict):
-        inside[last] = value
-    elif isinstance(inside, list) and last.isdigit() and int(last) < len(inside):
-        inside[int(last)] = value
-    else:
+        key = _key(inside, name)
+        if key is None:
+            raise _unknown(path, known)
+        inside = inside[key] if isinstance(inside, list) else inside.setdefault(key, {})
+    key = _key(inside, names[-1])
+    if key is None:
         raise _unknown(path, known)
+    inside[key] = value
+
+
+def _key(inside: object, name: str) -> int | str | None:
+    """By what a name is found in a mapping or list; None where it cannot be."""
+    if isinstance(inside, list):
+        return int(name) if name.isdecimal() and int(name) < len(inside) else None
+    return name if isinstance(inside, dict) else None
 
 
 def _unknown(path: str, known: set[str]) -> InvalidValue:
