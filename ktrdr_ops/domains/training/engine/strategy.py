@@ -174,7 +174,7 @@ def _put(strategy: Strategy, path: str, value: Json) -> None:
     inside[key] = value
 
 
-def _key(inside: object, name: str) -> int | str | None:
+def _key(inside: object, name: str) -> Any:
     """By what a name is found in a mapping or list; None where it cannot be."""
     if isinstance(inside, list):
         return int(name) if name.isdecimal() and int(name) < len(inside) else None
