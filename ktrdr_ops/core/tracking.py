@@ -164,7 +164,7 @@ class Tracks:
         self._root = _Place(self, "", None)
         self._unsaved = False
         self._untold: Track[Any] | None = None
-        self._told_at = self._ended_at = float("-inf")
+        self._saved_at = self._told_at = self._ended_at = float("-inf")
         self._wake, self._closed = threading.Event(), threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -198,7 +198,10 @@ class Tracks:
                 for where in [where for where in self._marks if where.startswith(forget)]:
                     del self._marks[where]
             self._unsaved = True
-        self._wake_keeper()
+        if time.monotonic() - self._saved_at >= EVERY_SECONDS:
+            self.save()
+        else:
+            self._wake_keeper()
 
     def told(self, track: Track[Any]) -> None:
         """How far it is, said at most ten times a second."""
@@ -227,7 +230,7 @@ class Tracks:
         """Queue what is not kept yet."""
         with self.lock:
             if self._unsaved:
-                self._unsaved = False
+                self._unsaved, self._saved_at = False, time.monotonic()
                 self._save(self.marks())
 
     def close(self) -> Track[Any] | None:
@@ -253,12 +256,25 @@ class Tracks:
                     self._keeper.start()
 
     def _keep(self) -> None:
+        """Saves and tells what was held back, each when its time has come."""
         while not self._closed.is_set():
             self._wake.wait()
+            self._closed.wait(max(self._due() - time.monotonic(), 0.0))
             self._wake.clear()
-            self.save()
-            if not self._closed.wait(EVERY_SECONDS) and self._untold is not None:
+            now = time.monotonic()
+            if now >= self._saved_at + EVERY_SECONDS:
+                self.save()
+            tell = now >= self._told_at + EVERY_SECONDS
+            if tell and self._untold is not None:
                 self._later(self.late)
+            if self._unsaved or not (tell or self._untold is None):
+                self._wake.set()
+
+    def _due(self) -> float:
+        """When something that was held back may be saved or told."""
+        saved = self._saved_at if self._unsaved else float("inf")
+        told = self._told_at if self._untold is not None else float("inf")
+        return min(saved, told, time.monotonic()) + EVERY_SECONDS
 
 
 class Track(Generic[T]):
