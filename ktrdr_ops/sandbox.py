@@ -1,6 +1,6 @@
-"""The sandbox: an embedded data host of its own, found by all its commands, and nothing of the real store.
+"""The sandbox: embedded hosts of its own, found by all its commands, and nothing of the real store.
 
-Law: the embedded host's address gets into the settings here and nowhere else, and only of a sandbox, so that sample
+Law: the embedded hosts' addresses get into the settings here and nowhere else, and only of a sandbox, so that sample
 data cannot get into a real store.
 """
 
@@ -9,27 +9,47 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ktrdr_ops.settings import Settings
 
 ORIGIN = "sandbox"
 
 
-def prepared(settings: Settings, hosts: Sequence[str] = ("ib_host_url",), *, latency: float | None = None) -> Settings:
-    """The settings with the address of this sandbox's data host, which is started if it does not run; others as they
-    are. Waits until it answers, about a second. Raises HostUnavailable when it does not come up.
+def prepared(settings: Settings, hosts: Sequence[str] = ("ib_host_url",), **wanted: Any) -> Settings:
+    """The settings with the addresses of this sandbox's hosts, each of which is started if it does not run; settings
+    of no sandbox as they are. Waits until they answer, a second or two. Raises HostUnavailable when one does not come
+    up.
 
-    ``latency``: seconds that each of its answers takes longer; None takes the host that runs as it is.
+    ``hosts`` are the settings that name them. ``wanted``: how they are to run (``latency``, ``pace``, ``generation``,
+    ``max_sessions``); what is not said takes the host that runs as it is.
     """
-    if not settings.sandbox or "ib_host_url" not in hosts:
+    if not settings.sandbox:
         return settings
+    urls: dict[str, Any] = {name: _HOSTS[name](settings, wanted) for name in hosts if name in _HOSTS}
+    return replace(settings, **urls, origins={**settings.origins, **dict.fromkeys(urls, ORIGIN)})
+
+
+def _data(settings: Settings, wanted: Mapping[str, Any]) -> str:
     from ktrdr_ops.hosts.sandbox import ensure_data_host
 
-    url = ensure_data_host(folder(settings), latency=latency)
-    return replace(settings, ib_host_url=url, origins={**settings.origins, "ib_host_url": ORIGIN})
+    return ensure_data_host(folder(settings), latency=wanted.get("latency"))
+
+
+def _training(settings: Settings, wanted: Mapping[str, Any]) -> str:
+    from ktrdr_ops.hosts.sandbox import ensure_training_host
+
+    chosen: dict[str, Any] = {name: wanted.get(name) for name in ("generation", "max_sessions", "pace")}
+    return ensure_training_host(folder(settings), data_dir=settings.data_dir, models_dir=settings.models_dir, **chosen)
+
+
+_HOSTS: dict[str, Callable[[Settings, Mapping[str, Any]], str]] = {
+    "ib_host_url": _data,
+    "training_host_url": _training,
+}
 
 
 def folder(settings: Settings) -> Path:
@@ -37,35 +57,36 @@ def folder(settings: Settings) -> Path:
     return settings.journal.parent
 
 
-def stop_hosts(settings: Settings) -> None:
-    """End the hosts that this sandbox started."""
-    from ktrdr_ops.hosts.sandbox import stop_hosts
+def stop_hosts(settings: Settings, *names: str) -> int:
+    """End the hosts that this sandbox started (default: all); gives how many there were."""
+    from ktrdr_ops.hosts.sandbox import HOSTS, stop_hosts
 
-    stop_hosts(folder(settings))
+    return stop_hosts(folder(settings), names or HOSTS)
 
 
-def announced(settings: Settings) -> str | None:
-    """The address that the sandbox's data host last said it has. Whether it still runs is for the caller to ask."""
+def announced(settings: Settings, name: str = "data") -> str | None:
+    """The address that the sandbox's host of that name last said it has. Whether it still runs is for the caller to
+    ask."""
     try:
-        return f"http://127.0.0.1:{int(json.loads(_state_file(settings).read_text())['port'])}"
+        return f"http://127.0.0.1:{int(json.loads(_state_file(settings, name).read_text())['port'])}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def announce(settings: Settings, port: int, latency: float) -> None:
-    """Let the sandbox's commands find a data host that this process runs, instead of any other."""
-    state_file = _state_file(settings)
+def announce(settings: Settings, name: str, port: int, **said: Any) -> None:
+    """Let the sandbox's commands find a host that this process runs, instead of any other."""
+    state_file = _state_file(settings, name)
     state_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(state_file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # a command that is just starting a host holds it
         temporary = state_file.with_suffix(f".{os.getpid()}")
         temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps({"pid": os.getpid(), "port": port, "latency": latency}))
+        temporary.write_text(json.dumps({"pid": os.getpid(), "port": port, **said}))
         os.replace(temporary, state_file)
     finally:
         os.close(descriptor)
 
 
-def _state_file(settings: Settings) -> Path:
-    return folder(settings) / "data-host.json"
+def _state_file(settings: Settings, name: str) -> Path:
+    return folder(settings) / f"{name}-host.json"

@@ -4,8 +4,6 @@ Business failures are HTTP 200 with ``success: false``, a file that cannot be re
 request is rounded down to whole days (up to 7), weeks (up to 365 days) or years and counted back from its end, then
 filtered to what was asked: the service that users run does so too, and a client has to ask in spans that survive it.
 Where bars came and the filter leaves none, the answer is an empty success; where none came, "No data returned".
-
-It listens on 127.0.0.1 and answers only those who call it so: a web page cannot read it under a name of its own.
 """
 
 from __future__ import annotations
@@ -13,26 +11,22 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.encoders import jsonable_encoder
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from ktrdr_ops.core.errors import InvalidValue
+from ktrdr_ops.hosts import serving
 from ktrdr_ops.hosts.series import COLUMNS, Series, SeriesSource, parse_time
+from ktrdr_ops.hosts.serving import Presence, application
 
 SERVICE = "ib-connector"
-_OWN_NAMES = frozenset({"127.0.0.1", "localhost"})
 _LONGEST_ECHO = 40
 
 
@@ -73,25 +67,8 @@ class DataHost:
         self.historical_requests = 0
         self.errors = 0
         self.last_error: str | None = None
+        self.presence = Presence()
         self.began = time.monotonic()
-        self.last_request = time.monotonic()
-        self.in_flight = 0
-        self.ending = False
-
-    @contextmanager
-    def answering(self, path: str) -> Iterator[None]:
-        """Counts one request; the host is not idle until it is answered."""
-        self.requests += path.startswith("/data/")
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self.last_request = time.monotonic()
-
-    def idle(self) -> float:
-        """Seconds since the last answer; 0 while there is one to give."""
-        return 0.0 if self.in_flight else time.monotonic() - self.last_request
 
     def failure(self, error: str) -> str:
         """The text of a business failure, counted."""
@@ -206,21 +183,12 @@ def shown(text: str) -> str:
 def create_app(series: SeriesSource, latency: float = 0.0) -> FastAPI:
     """The service as an ASGI application. ``latency``: seconds that each historical request takes longer."""
     host = DataHost(series, latency)
-    app = FastAPI(title="IB host service (embedded)", redirect_slashes=False, docs_url=None, redoc_url=None)
-    app.state.host = host
+    app = application("IB host service (embedded)", host.presence)
 
     @app.middleware("http")
-    async def own_names_only(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.headers.get("host", "").partition(":")[0] not in _OWN_NAMES:
-            return Response("this host answers to 127.0.0.1 and localhost only", 403)
-        with host.answering(request.url.path):
-            return await call_next(request)
-
-    @app.exception_handler(RequestValidationError)
-    async def unprocessable(request: Request, error: RequestValidationError) -> Response:
-        # FastAPI's own handler repeats the input as UTF-8, which a lone surrogate has not; JSON escapes have it.
-        detail = json.dumps({"detail": jsonable_encoder(error.errors())})
-        return Response(detail, 422, media_type="application/json")
+    async def counted(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        host.requests += request.url.path.startswith("/data/")
+        return await call_next(request)
 
     _health_routes(app, host)
     _data_routes(app, host)
@@ -252,7 +220,7 @@ def _health_routes(app: FastAPI, host: DataHost) -> None:
 
     @app.get("/health/")
     async def gateway_health() -> dict[str, Any]:
-        running = {"service_running": not host.ending, "last_check": _now(), "embedded": True, "pid": os.getpid()}
+        running = {"service_running": not host.presence.ending, "last_check": _now(), "embedded": True}
         return {
             "healthy": True,
             "service": SERVICE,
@@ -293,55 +261,5 @@ def serve(
     idle_exit: float | None = None,
     ready: Callable[[int], None] = lambda port: None,
 ) -> None:
-    """Serve on 127.0.0.1 until Ctrl+C or SIGTERM, or for ``idle_exit`` seconds after the last answer.
-
-    ``port=0`` takes a free one; ``ready`` is told which, once it answers. Raises OSError when the port is taken.
-    """
-    app = create_app(series or SeriesSource(), latency)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1, lifespan="off"
-    )
-    asyncio.run(_serve(uvicorn.Server(config), port, app.state.host, idle_exit, ready))
-
-
-def bound_socket(port: int) -> socket.socket:
-    """A listening socket on 127.0.0.1 (0: a free port). uvicorn's own names no protocol, and asyncio then leaves
-    Nagle's algorithm on, which holds each answer back for 40 ms."""
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(("127.0.0.1", port))
-    return made
-
-
-async def _serve(
-    server: uvicorn.Server,
-    port: int,
-    host: DataHost,
-    idle_exit: float | None,
-    ready: Callable[[int], None],
-) -> None:
-    listening = bound_socket(port)
-    async with _idle_watch(server, host, idle_exit):
-        serving = asyncio.ensure_future(server.serve(sockets=[listening]))
-        while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
-            await asyncio.sleep(0.005)
-        if server.started:
-            ready(listening.getsockname()[1])
-        await serving
-
-
-@asynccontextmanager
-async def _idle_watch(server: uvicorn.Server, host: DataHost, idle_exit: float | None) -> AsyncIterator[None]:
-    async def watch(seconds: float) -> None:
-        while (idle := host.idle()) < seconds:  # noqa: ASYNC110  # it sleeps until it may be time
-            await asyncio.sleep(seconds - idle)
-        host.ending = server.should_exit = True
-
-    watching = asyncio.ensure_future(watch(idle_exit)) if idle_exit is not None else None
-    try:
-        yield
-    finally:
-        if watching is not None:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+    """Serve as ``serving.serve`` does."""
+    serving.serve(create_app(series or SeriesSource(), latency), port, idle_exit=idle_exit, ready=ready)

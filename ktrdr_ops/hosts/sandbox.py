@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -31,33 +31,75 @@ _ROOT = Path(__file__).parents[2]
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never asked through a proxy
 
 
-def ensure_data_host(folder: Path, *, latency: float | None = None, idle_exit: float = IDLE_EXIT_SECONDS) -> str:
-    """The base URL of this sandbox's data host, which is started if it does not answer.
+HOSTS = ("data", "training")
 
-    One that runs with another ``latency`` (seconds; None: any will do) gives way to a new one. Raises HostUnavailable
-    with the end of its log when it does not come up within 15 s, or when another command holds the lock for 30 s.
+
+def ensure_data_host(folder: Path, *, latency: float | None = None, idle_exit: float = IDLE_EXIT_SECONDS) -> str:
+    """The base URL of this sandbox's data host: see ``ensure_host``. ``latency`` in seconds."""
+    return ensure_host("data", folder, {"latency": latency}, idle_exit=idle_exit)
+
+
+def ensure_training_host(
+    folder: Path,
+    *,
+    data_dir: Path,
+    models_dir: Path,
+    generation: int | None = None,
+    max_sessions: int | None = None,
+    pace: float | None = None,
+    idle_exit: float = IDLE_EXIT_SECONDS,
+) -> str:
+    """The base URL of this sandbox's training host: see ``ensure_host``. ``pace``: seconds that an epoch takes at
+    least."""
+    wanted = {"generation": generation, "max_sessions": max_sessions, "pace": pace}
+    fixed = ["--data-dir", str(data_dir), "--models-dir", str(models_dir)]
+    return ensure_host("training", folder, wanted, fixed, idle_exit=idle_exit)
+
+
+def ensure_host(
+    name: str,
+    folder: Path,
+    wanted: Mapping[str, float | None],
+    fixed: Sequence[str] = (),
+    *,
+    idle_exit: float = IDLE_EXIT_SECONDS,
+) -> str:
+    """The base URL of this sandbox's host of that name, which is started if it does not answer.
+
+    One that runs otherwise than ``wanted`` (None: any will do) gives way to a new one. Raises HostUnavailable with the
+    end of its log when it does not come up within 15 s, or when another command holds the lock for 30 s.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    state_file = folder / "data-host.json"
-    with _alone(folder / "data-host.lock"):
-        state = _running(state_file)
-        if state is not None and latency is not None and state.get("latency") != latency:
+    chosen = {option: value for option, value in wanted.items() if value is not None}
+    with _alone(folder / f"{name}-host.lock"):
+        state = _running(folder / f"{name}-host.json")
+        if state is not None and any(state.get(option) != value for option, value in chosen.items()):
             _end(state)
             state = None
         if state is None:
-            state = _start(folder, state_file, latency or 0.0, idle_exit)
+            said = [text for option, value in chosen.items() for text in (f"--{option.replace('_', '-')}", str(value))]
+            state = _start(name, folder, [*said, *fixed], idle_exit)
     return f"http://127.0.0.1:{state['port']}"
 
 
-def stop_hosts(folder: Path) -> int:
+def running_host(name: str, folder: Path) -> dict[str, Any] | None:
+    """What the sandbox's host of that name said of itself when it came up; None when none answers."""
+    return _running(folder / f"{name}-host.json")
+
+
+def stop_hosts(folder: Path, names: Sequence[str] = HOSTS) -> int:
     """End the hosts of this sandbox; gives how many there were."""
-    if not folder.is_dir():
-        return 0
-    with _alone(folder / "data-host.lock"):
-        state = _running(folder / "data-host.json")
+    return sum(_stopped(name, folder) for name in names) if folder.is_dir() else 0
+
+
+def _stopped(name: str, folder: Path) -> bool:
+    if not (folder / f"{name}-host.json").exists():
+        return False
+    with _alone(folder / f"{name}-host.lock"):
+        state = _running(folder / f"{name}-host.json")
         if state is not None:
             _end(state)
-        return int(state is not None)
+        return state is not None
 
 
 @contextmanager
@@ -89,22 +131,23 @@ def _running(state_file: Path) -> dict[str, Any] | None:
     """What the state file says, if the host that wrote it answers and is not about to end."""
     try:
         state: dict[str, Any] = json.loads(state_file.read_text())
-        with _DIRECT.open(f"http://127.0.0.1:{state['port']}/health/", timeout=2) as answer:
-            said = json.load(answer)["connection_info"]
-        alive = said["embedded"] and said["service_running"] and said["pid"] == state["pid"]
+        with _DIRECT.open(f"http://127.0.0.1:{state['port']}/embedded", timeout=2) as answer:
+            said = json.load(answer)
+        alive = not said["ending"] and said["pid"] == state["pid"]
     except (OSError, HTTPException, ValueError, LookupError, TypeError):
         return None
     return state if alive else None
 
 
-def _start(folder: Path, state_file: Path, latency: float, idle_exit: float) -> dict[str, Any]:
+def _start(name: str, folder: Path, options: Sequence[str], idle_exit: float) -> dict[str, Any]:
+    state_file = folder / f"{name}-host.json"
     state_file.unlink(missing_ok=True)
-    log = folder / "data-host.log"
-    options = ["--latency", str(latency), "--idle-exit", str(idle_exit), "--state-file", str(state_file)]
+    log = folder / f"{name}-host.log"
+    everywhere = ["--state-file", str(state_file), "--idle-exit", str(idle_exit)]
     log.touch(mode=0o600)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ktrdr_ops.hosts", "data", *options],
+            [sys.executable, "-m", "ktrdr_ops.hosts", name, *everywhere, *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -122,7 +165,7 @@ def _start(folder: Path, state_file: Path, latency: float, idle_exit: float) -> 
     process.kill()
     process.wait()
     tail = log.read_text(errors="replace")[-2000:]
-    raise HostUnavailable(f"the embedded data host did not start:\n{tail}", hint=f"Its log: {log}")
+    raise HostUnavailable(f"the embedded {name} host did not start:\n{tail}", hint=f"Its log: {log}")
 
 
 def _end(state: dict[str, Any]) -> None:
@@ -132,7 +175,7 @@ def _end(state: dict[str, Any]) -> None:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
-            with _DIRECT.open(f"http://127.0.0.1:{state['port']}/health", timeout=1):
+            with _DIRECT.open(f"http://127.0.0.1:{state['port']}/embedded", timeout=1):
                 time.sleep(_POLL_SECONDS)
         except (OSError, HTTPException):
             return

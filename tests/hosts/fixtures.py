@@ -10,8 +10,9 @@ from pathlib import Path
 
 import uvicorn
 
-from ktrdr_ops.hosts.data_host import bound_socket, create_app
+from ktrdr_ops.hosts.data_host import create_app
 from ktrdr_ops.hosts.series import SeriesSource
+from ktrdr_ops.hosts.serving import bound_socket
 
 
 @contextmanager

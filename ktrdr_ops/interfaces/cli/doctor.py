@@ -214,21 +214,21 @@ def _room(path: Path) -> Check:
 
 
 async def _hosts(settings: Settings) -> list[Check]:
-    """The hosts, asked side by side. Only the first is needed by anything that this release can start."""
+    """The hosts, asked side by side. The second is needed by trainings only."""
     if settings.sandbox:
-        return [await _sandbox_host(settings)]
+        return list(await asyncio.gather(*(_sandbox_host(settings, name) for name in ("data", "training"))))
     needed = _host("IB host", settings.ib_host_url, needed=True)
     later = _host("training host", settings.training_host_url, needed=False)
     return list(await asyncio.gather(needed, later))
 
 
-async def _sandbox_host(settings: Settings) -> Check:
+async def _sandbox_host(settings: Settings, name: str) -> Check:
     from ktrdr_ops.sandbox import announced
 
-    url = announced(settings)
-    found = None if url is None else await _host("embedded host", url, needed=True)
+    url = announced(settings, name)
+    found = None if url is None else await _host(f"embedded {name} host", url, needed=True)
     if found is None or found.verdict == "bad":
-        return Check("embedded host", "ok", "not running; the next command that needs it starts it")
+        return Check(f"embedded {name} host", "ok", "not running; the next command that needs it starts it")
     return found
 
 
@@ -243,7 +243,7 @@ async def _host(name: str, url: str, *, needed: bool) -> Check:
             return url
 
         def get_health_path(self) -> str:
-            return "/health/"
+            return "/health/" if "training" not in name else "/health"
 
     host = Host(deadline=_HOST_SECONDS, tries=1)
     try:
@@ -252,7 +252,8 @@ async def _host(name: str, url: str, *, needed: bool) -> Check:
         hint = "Start it, or name it: IB_HOST_SERVICE_URL. No IB at hand? Add --sandbox." if needed else None
         if needed:
             return Check(name, "bad", error.message, hint, error.exit_code)
-        return Check(name, "note", f"{error.message}; nothing needs it yet")
+        hint = "Start it, or name it: TRAINING_HOST_SERVICE_URL. None at hand? Add --sandbox."
+        return Check(name, "note", f"{error.message}; only trainings need it", hint)
     finally:
         await host.aclose()
     return _answered(name, url, answer)

@@ -148,21 +148,12 @@ class Context:
         """A hint whose commands name the same journal."""
         return hint.replace("ktrdr-ops ", self.command() + " ")
 
-    def run(self, function: Callable[[AsyncApp], Awaitable[T]], *, readonly: bool = False, hosts: bool = False) -> T:
-        """What an async function of the open application gives. Raises what it raises, and JournalError.
-
-        ``hosts``: it talks to host services; those of the sandbox are started first.
-        """
+    def run(self, function: Callable[[AsyncApp], Awaitable[T]], *, readonly: bool = False) -> T:
+        """What an async function of the open application gives. Raises what it raises, and JournalError."""
         from ktrdr_ops.app import open_app_async
 
-        settings = self.settings
-        if hosts and settings.sandbox:
-            from ktrdr_ops.sandbox import prepared
-
-            settings = prepared(settings)
-
         async def opened() -> T:
-            async with open_app_async(settings=settings, readonly=readonly) as app:
+            async with open_app_async(settings=self.settings, readonly=readonly) as app:
                 return await function(app)
 
         return asyncio.run(opened())

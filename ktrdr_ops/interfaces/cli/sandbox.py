@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,51 +15,122 @@ from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.interfaces.cli.frame import CARE, Context, command, group
 
 _LONGEST_LATENCY = 60.0
+_LONGEST_PACE = 600.0
+_MOST_SESSIONS = 64
+_Port = Annotated[int, typer.Option(metavar="N", help="The port on 127.0.0.1 (0: a free one).")]
+_IdleExit = Annotated[float | None, typer.Option(metavar="SECONDS", help="End when nobody has asked for so long.")]
 
 
 def register(cli: typer.Typer) -> None:
     """Add ``sandbox`` with its commands."""
     sandbox = group(cli, "sandbox", help="The embedded hosts by themselves.", panel=CARE)
     command(sandbox, "data", help="Serve sample series, or your own CSV files, as the IB host service does.")(_data)
+    command(sandbox, "training", help="Train on the sandbox's series, as the training host service does.")(_training)
 
 
 def _data(
     context: Context,
-    port: Annotated[int, typer.Option(metavar="N", help="The port on 127.0.0.1 (0: a free one).")] = 0,
+    port: _Port = 0,
     latency: Annotated[
         float, typer.Option(metavar="SECONDS", help="Let each historical request take so much longer.")
     ] = 0.0,
     folder: Annotated[Path | None, typer.Option(metavar="FOLDER", help="SYMBOL_timeframe.csv files to serve.")] = None,
-    idle_exit: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="End when nobody has asked for so long.")
-    ] = None,
+    idle_exit: _IdleExit = None,
 ) -> None:
     """Serve until Ctrl+C. Commands with --sandbox and the same journal use this host while it runs."""
-    from dataclasses import replace
-
     from ktrdr_ops.hosts.data_host import serve
     from ktrdr_ops.hosts.series import SeriesSource
-    from ktrdr_ops.sandbox import announce, stop_hosts
 
-    if not 0 <= port <= 65535:
-        raise InvalidValue(f"{port} is no port", hint="One of 0 to 65535; 0 takes a free one.")
     if not 0 <= latency <= _LONGEST_LATENCY:
         raise InvalidValue(f"a latency of {latency} seconds cannot be meant", hint=f"0 to {_LONGEST_LATENCY:.0f}")
+    series = SeriesSource(folder)
+    use = ("data", "load", (series.symbols or ["AAPL"])[0], "1d")
+    said = {"latency": latency, "symbols": series.symbols}
+    _serve(
+        _sandboxed(context),
+        "data",
+        lambda ready: serve(port, latency=latency, series=series, idle_exit=idle_exit, ready=ready),
+        (port, idle_exit),
+        said,
+        f"serves {', '.join(series.symbols) or 'nothing'}",
+        use,
+    )
+
+
+def _training(
+    context: Context,
+    port: _Port = 0,
+    generation: Annotated[int, typer.Option(metavar="1|2", help="Which of the service's two contracts.")] = 2,
+    max_sessions: Annotated[int, typer.Option(metavar="N", help="How many may train at a time.")] = 1,
+    pace: Annotated[float, typer.Option(metavar="SECONDS", help="Let each epoch take at least so long.")] = 0.0,
+    idle_exit: _IdleExit = None,
+) -> None:
+    """Train until Ctrl+C, which ends what trains. Commands with --sandbox and the same journal use this host."""
+    if generation not in (1, 2):
+        raise InvalidValue(f"there is no generation {generation}", hint="1 or 2.")
+    if not 1 <= max_sessions <= _MOST_SESSIONS:
+        raise InvalidValue(f"{max_sessions} sessions at a time cannot be meant", hint=f"1 to {_MOST_SESSIONS}")
+    if not 0 <= pace <= _LONGEST_PACE:
+        raise InvalidValue(f"a pace of {pace} seconds cannot be meant", hint=f"0 to {_LONGEST_PACE:.0f}")
+    serve = _trainer()
+    context = _sandboxed(context)
+    settings = context.settings
+    folders = {"data_dir": settings.data_dir, "models_dir": settings.models_dir}
+    said = {"generation": generation, "max_sessions": max_sessions, "pace": pace}
+    _serve(
+        context,
+        "training",
+        lambda ready: serve(port, **folders, **said, idle_exit=idle_exit, ready=ready),
+        (port, idle_exit),
+        said,
+        f"generation {generation}, {max_sessions} at a time",
+        ("models", "train", "--symbols", "AAPL,MSFT"),
+    )
+
+
+def _trainer() -> Any:
+    try:
+        from ktrdr_ops.hosts.training.host import serve
+    except ImportError as error:
+        raise InvalidValue(
+            f"the embedded training host needs {error.name}, which is not installed",
+            hint="pip install 'ktrdr-ops[training]'",
+        ) from error
+    return serve
+
+
+def _sandboxed(context: Context) -> Context:
+    return context if context.sandbox else replace(context, sandbox=True)
+
+
+def _serve(
+    context: Context,
+    name: str,
+    serve: Callable[[Callable[[int], None]], None],
+    limits: tuple[int, float | None],
+    said: dict[str, Any],
+    words: str,
+    use: tuple[str, ...],
+) -> None:
+    """Serve in the place of the sandbox's host of that name, and say where and how to use it."""
+    from ktrdr_ops.sandbox import announce, stop_hosts
+
+    port, idle_exit = limits
+    if not 0 <= port <= 65535:
+        raise InvalidValue(f"{port} is no port", hint="One of 0 to 65535; 0 takes a free one.")
     if idle_exit is not None and idle_exit <= 0:
         raise InvalidValue(f"--idle-exit is {idle_exit}; it is a number of seconds above 0")
-    context = context if context.sandbox else replace(context, sandbox=True)
-    series = SeriesSource(folder)
-    stop_hosts(context.settings)
+    if stop_hosts(context.settings, name):
+        context.say(f"the {name} host that this sandbox had is ended; this one takes its place")
 
     def ready(bound: int) -> None:
-        announce(context.settings, bound, latency)
+        announce(context.settings, name, bound, **said)
         url = f"http://127.0.0.1:{bound}"
-        document = {"url": url, "pid": os.getpid(), "latency": latency, "symbols": series.symbols}
-        context.emit(document, f"{url}  serves {', '.join(series.symbols) or 'nothing'}")
-        context.say(f"Ctrl+C ends it. Use it: {context.command('data', 'load', (series.symbols or ['AAPL'])[0], '1d')}")
+        context.emit({"url": url, "pid": os.getpid(), **said}, f"{url}  {words}")
+        context.say(f"Ctrl+C ends it. Use it: {context.command(*use)}")
 
     try:
-        serve(port, latency=latency, series=series, idle_exit=idle_exit, ready=ready)
+        serve(ready)
     except KeyboardInterrupt:
         context.say("ended")
     except OSError as error:

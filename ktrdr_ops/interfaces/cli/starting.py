@@ -182,7 +182,7 @@ def start(
 
         return await _begin(context, app, operation_type, parameters, How(fresh=new, wait=seconds), if_running)
 
-    return context.run(begin, hosts=True)
+    return context.run(begin)
 
 
 async def _begin(

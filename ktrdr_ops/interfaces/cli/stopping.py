@@ -42,9 +42,7 @@ def register(cli: typer.Typer) -> None:
     command(cli, "note", help="Write something down about an operation", panel=ACT)(note)
 
 
-def over_journal(
-    context: Context, reference: str | None, work: Callable[[AsyncApp], Awaitable[T]], *, hosts: bool = False
-) -> T:
+def over_journal(context: Context, reference: str | None, work: Callable[[AsyncApp], Awaitable[T]]) -> T:
     """Run it over a journal that is there; none is made. Raises OperationNotFound for the reference, or
     JournalMissing without one."""
     path = context.settings.journal
@@ -55,7 +53,7 @@ def over_journal(
         raise OperationNotFound(
             f"there is no operation {reference[:80]!r}: {missing}", hint="Name the journal with --journal."
         )
-    return context.run(work, hosts=hosts)
+    return context.run(work)
 
 
 # cancel
@@ -161,7 +159,7 @@ def resume(
             return await operating.told(context, app, ended)
         return await _told_together(context, app, ids, ended)
 
-    return over_journal(context, operations[0] if operations else parent, go_on, hosts=not dry_run)
+    return over_journal(context, operations[0] if operations else parent, go_on)
 
 
 async def _resumable(app: AsyncApp, operations: Sequence[str] | None, parent: str | None) -> list[str]:
@@ -255,7 +253,7 @@ def recover(
     """Resume what was interrupted and can go on; say the one command for each that was left."""
     seconds = times.patience(wait, times.UNATTENDED_SECONDS)
     try:
-        return over_journal(context, None, lambda app: _recover(context, app, dry_run, seconds), hosts=not dry_run)
+        return over_journal(context, None, lambda app: _recover(context, app, dry_run, seconds))
     except JournalMissing as error:
         context.say(safe(error.message))
         context.emit({"resumed": [], "left": []}, "nothing was interrupted")

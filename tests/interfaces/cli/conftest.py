@@ -52,7 +52,8 @@ class Running:
 
     def has_said(self) -> bool:
         """Whether something waits on its stdout."""
-        return bool(select.select([self.process.stdout], [], [], 0)[0])
+        assert self.process.stdout is not None
+        return bool(select.select([self.process.stdout.fileno()], [], [], 0)[0])
 
     def ended(self) -> Ran:
         out, err = self.process.communicate(timeout=DEADLINE)

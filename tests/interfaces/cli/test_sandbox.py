@@ -100,7 +100,7 @@ def test_a_host_in_the_foreground_is_the_one_that_commands_use(home, capsys):
         assert health(said["url"])["total_requests"] >= load["result"]["requests"]
         assert main(["--journal", str(home / "journal.db"), "--sandbox", "doctor", "--json"]) == 0
         checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
-        assert checks["embedded host"]["detail"] == f"{said['url']}, gateway connected"
+        assert checks["embedded data host"]["detail"] == f"{said['url']}, gateway connected"
 
 
 def test_ctrl_c_ends_a_host_in_the_foreground_without_complaint(home):
@@ -127,7 +127,7 @@ def test_a_host_that_nobody_asks_ends_by_itself(home):
 
 def test_after_its_end_the_next_command_starts_another(home):
     gone = settings(home, sandbox=True)
-    announce(gone, 9, 0.0)
+    announce(gone, "data", 9, latency=0.0)
     assert announced(gone) == "http://127.0.0.1:9"
     assert prepared(gone).ib_host_url != "http://127.0.0.1:9"
 

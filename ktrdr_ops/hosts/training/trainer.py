@@ -1,0 +1,167 @@
+"""One training: epoch after epoch until the last, or until the validation loss has not been better for long enough.
+
+It is told to stop between two batches; an epoch that was begun then counts for nothing, and the state after the last
+whole one is saved. The best epoch's parameters are the model.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from ktrdr_ops.hosts.training import network
+from ktrdr_ops.hosts.training.plan import Plan
+from ktrdr_ops.hosts.training.samples import Part, Samples
+from ktrdr_ops.hosts.training.state import State, fresh, load_checkpoint, save_checkpoint
+
+
+class Stopped(Exception):
+    """It was told to stop."""
+
+
+class Diverged(Exception):
+    """A loss is no finite number any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Who follows a training. ``on_epoch`` gets each record, those before a checkpoint among them; ``on_batch`` which
+    batch (from 1) of how many comes next in which epoch (from 0). ``pace``: the least seconds an epoch takes."""
+
+    stop: Event
+    on_epoch: Callable[[Mapping[str, Any]], None]
+    on_batch: Callable[[int, int, int], None]
+    pace: float = 0.0
+
+
+class Trainer:
+    """Trains one plan on its samples. ``checkpoint`` is the file of this training's own, ``earlier`` that of the one to
+    go on from."""
+
+    def __init__(self, plan: Plan, samples: Samples, checkpoint: Path, earlier: Path | None = None) -> None:
+        self.plan = plan
+        self.samples = replace(
+            samples, **{name: _placed(getattr(samples, name)) for name in ("training", "validation", "test")}
+        )
+        self.network = network.network(plan.activation, plan.dropout, plan.optimizer, plan.learning_rate)
+        self.size = min(plan.batch_size, len(samples.training.labels))
+        self.batches = len(samples.training.labels) // self.size
+        self._digest = plan.digest(each["sha256"] for each in samples.files)
+        self._checkpoint = checkpoint
+        begin = fresh(self.network, (len(samples.names), *plan.hidden_layers, 1), plan.seed)
+        found = None if earlier is None else load_checkpoint(earlier, begin, self._digest)
+        self.state = begin if found is None else found
+
+    def run(self, watch: Watch) -> State:
+        """The state after the last epoch. Raises Stopped, Diverged, and OSError where a checkpoint cannot be
+        written."""
+        for record in self.state.records:
+            watch.on_epoch(record)
+        saved = self.state.epoch
+        try:
+            while not self.state.over(self.plan.epochs, self.plan.patience):
+                self.state = self._epoch(watch)
+                watch.on_epoch(self.state.records[-1])
+                if self.state.epoch % self.plan.checkpoint_every == 0:
+                    save_checkpoint(self._checkpoint, self.state, self._digest)
+                    saved = self.state.epoch
+        except Stopped:
+            if self.state.epoch > saved:
+                save_checkpoint(self._checkpoint, self.state, self._digest)
+            raise
+        return self.state
+
+    def _epoch(self, watch: Watch) -> State:
+        began, state, samples = time.monotonic(), self.state, self.samples
+        random = np.random.Generator(np.random.PCG64())
+        random.bit_generator.state = state.random
+        params, optimiser, sums = self._learned(random, watch)
+        train_loss, train_accuracy = sums.means()
+        val_loss, val_accuracy = self._measured(params, samples.validation)
+        if not math.isfinite(train_loss + val_loss):
+            raise Diverged(f"Training diverged in epoch {state.epoch}: train_loss {train_loss}, val_loss {val_loss}")
+        better = val_loss < state.best_loss
+        if watch.stop.wait(max(watch.pace - (time.monotonic() - began), 0.0)):
+            raise Stopped
+        record = {
+            "epoch": state.epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "learning_rate": self.plan.learning_rate,
+            "duration": round(time.monotonic() - began, 6),
+            "timestamp": datetime.now(UTC).isoformat(),
+        }
+        return replace(
+            state,
+            epoch=state.epoch + 1,
+            params=params,
+            optimiser=optimiser,
+            random=random.bit_generator.state,
+            best=params if better else state.best,
+            best_epoch=state.epoch + 1 if better else state.best_epoch,
+            best_loss=val_loss if better else state.best_loss,
+            records=(*state.records, record),
+        )
+
+    def _learned(self, random: np.random.Generator, watch: Watch) -> tuple[network.Params, Any, network.Sums]:
+        """Parameters, optimiser state and sums after one go over the training part, in a new order; what does not fill a
+        batch is left out of this epoch."""
+        part = self.samples.training
+        order = network.placed(random.permutation(len(part.labels)).astype(np.int32))
+        seed = int(random.integers(2**31))
+        params, optimiser, sums = self.state.params, self.state.optimiser, network.no_sums()
+        for at in range(self.batches):
+            if watch.stop.is_set():
+                raise Stopped
+            watch.on_batch(self.state.epoch, at + 1, self.batches)
+            params, optimiser, sums = self.network.step(
+                params, optimiser, sums, part.inputs, part.labels, order, at, seed + at, size=self.size
+            )
+        watch.on_batch(self.state.epoch, self.batches + 1, self.batches)
+        return params, optimiser, sums
+
+    def _measured(self, params: network.Params, part: Part) -> tuple[float, float]:
+        sums: network.Sums = self.network.measure(params, part.inputs, part.labels)
+        return sums.means()
+
+    def test_metrics(self) -> dict[str, float]:
+        """Of the best parameters over the test part: test_accuracy, test_loss, precision, recall, f1_score."""
+        loss, accuracy = self._measured(self.state.best, self.samples.test)
+        predicted = self._predicted()
+        return {"test_accuracy": accuracy, "test_loss": loss, **_judged(predicted, self.samples.test.labels > 0.5)}
+
+    def per_symbol_metrics(self) -> dict[str, dict[str, float]]:
+        """The same for each symbol: accuracy, precision, recall, f1_score, samples."""
+        predicted, test = self._predicted(), self.samples.test
+        found = {}
+        for at, symbol in enumerate(self.plan.symbols):
+            own = test.symbols == at
+            truth = test.labels[own] > 0.5
+            right = float((predicted[own] == truth).mean()) if len(truth) else 0.0
+            found[symbol] = {"accuracy": right, **_judged(predicted[own], truth), "samples": len(truth)}
+        return found
+
+    def _predicted(self) -> Any:
+        return np.asarray(self.network.logits(self.state.best, self.samples.test.inputs)) > 0
+
+
+def _placed(part: Part) -> Part:
+    return replace(part, inputs=network.placed(part.inputs), labels=network.placed(part.labels))
+
+
+def _judged(predicted: Any, truth: Any) -> dict[str, float]:
+    hits = float((predicted & truth).sum())
+    precision = hits / max(float(predicted.sum()), 1.0)
+    recall = hits / max(float(truth.sum()), 1.0)
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return {"precision": precision, "recall": recall, "f1_score": f1}
