@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-jax.config.update("jax_platforms", "cpu")  # an accelerator that is there would add its own rounding, and its start-up
+# An accelerator that is there would add its own rounding, and its start-up.
+jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]  # jax has no types for it
 
 Params = dict[str, Any]
 _COMPILED = {"xla_cpu_multi_thread_eigen": False}  # sums in one order, and a core for the answers over HTTP
@@ -44,7 +46,7 @@ def no_sums() -> Sums:
 def initial(sizes: tuple[int, ...], random: np.random.Generator) -> Params:
     """Weights by He's rule for layers of these widths, biases 0; float32."""
     params: Params = {}
-    for at, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for at, (inputs, outputs) in enumerate(pairwise(sizes)):
         weight = random.standard_normal((inputs, outputs)) * np.sqrt(2 / inputs)
         params[f"layers.{at}.weight"] = weight.astype(np.float32)
         params[f"layers.{at}.bias"] = np.zeros(outputs, np.float32)
@@ -86,7 +88,7 @@ class Network:
         gradients, found = jax.grad(loss, has_aux=True)(params)
         updates, state = self.optimizer.update(gradients, state, params)
         added = Sums(*(before + new for before, new in zip(sums, found, strict=True)))
-        return optax.apply_updates(params, updates), state, added  # type: ignore[return-value]  # optax: any tree
+        return optax.apply_updates(params, updates), state, added
 
     def _measure(self, params: Params, inputs: Any, labels: Any) -> Sums:
         return self._sums(self._logits(params, inputs), labels)

@@ -27,6 +27,7 @@ Floats = NDArray[np.float32]
 PARTS = ("training", "validation", "test")
 LEAST = 8
 """Samples that each part must have."""
+_NEVER = np.iinfo(np.int64).max
 COLUMNS = ["open", "high", "low", "close", "volume"]
 
 
@@ -40,7 +41,7 @@ class Part:
     symbols: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
     """The three parts, the cuts between them, the scaling, and the files that all came from."""
 
@@ -66,12 +67,11 @@ class _Series:
     symbol: int
     inputs: pd.DataFrame
     labels: Floats
+    opened: NDArray[np.int64]
     closed: NDArray[np.int64]
-    """When the sample's label is over, in ns of UTC; never where no later bar says so."""
-
-    @property
-    def opened(self) -> NDArray[np.int64]:
-        return _ns(self.inputs.index)
+    """When the sample's label is over; opened and closed are in ns of UTC, ``_NEVER`` where no later bar says so."""
+    bars: NDArray[np.int64]
+    """When each bar opened, those among them that no sample could be made of."""
 
 
 def samples(plan: Plan, data_dir: Path) -> Samples:
@@ -85,11 +85,9 @@ def samples(plan: Plan, data_dir: Path) -> Samples:
             told = {"symbol": symbol, "timeframe": timeframe, "path": str(path), "sha256": digest, "rows": len(bars)}
             files.append(told)
             series.append(_series(at, _within(bars, plan), plan))
-    opened = np.unique(np.concatenate([one.opened for one in series]))
-    if len(opened) < len(PARTS):
-        raise InvalidValue(f"Not enough data: {len(opened)} bars")
-    cuts = (_at(opened, plan.split[0]), _at(opened, plan.split[0] + plan.split[1]))
-    bounds = (np.iinfo(np.int64).min, *cuts, np.iinfo(np.int64).max)
+    opened = np.unique(np.concatenate([one.bars for one in series]))
+    cuts = _cuts(opened, plan.split)
+    bounds = (-_NEVER, *cuts, _NEVER)
     parts = [_part(series, *bounds[at : at + 2]) for at in range(len(PARTS))]
     for name, part in zip(PARTS, parts, strict=True):
         if len(part.labels) < LEAST:
@@ -97,10 +95,19 @@ def samples(plan: Plan, data_dir: Path) -> Samples:
     mean = parts[0].inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
     deviation = parts[0].inputs.std(axis=0, dtype=np.float64).astype(np.float32)
     scale = np.where(deviation > 0, deviation, np.float32(1))
-    scaled = [Part((part.inputs - mean) / scale, part.labels, part.symbols) for part in parts]
-    first, last = (pd.Timestamp(int(opened[at]), tz="UTC") for at in (0, -1))
-    moments = (pd.Timestamp(cuts[0], tz="UTC"), pd.Timestamp(cuts[1], tz="UTC"))
-    return Samples(*scaled, moments, list(series[0].inputs.columns), mean, scale, files, first, last)
+    training, validation, test = (Part((part.inputs - mean) / scale, part.labels, part.symbols) for part in parts)
+    return Samples(
+        training=training,
+        validation=validation,
+        test=test,
+        cuts=(_shown(cuts[0]), _shown(cuts[1])),
+        names=list(series[0].inputs.columns),
+        mean=mean,
+        scale=scale,
+        files=files,
+        first=_shown(opened[0]),
+        last=_shown(opened[-1]),
+    )
 
 
 def _file(data_dir: Path, symbol: str, timeframe: str) -> tuple[Path, bytes]:
@@ -141,7 +148,7 @@ def _within(bars: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         raise InvalidValue(f"Invalid date: {str(error)[:200]}") from None
     if end is not None and end == end.normalize():  # a day: all of it
         end += pd.Timedelta(days=1) - pd.Timedelta(1, "ns")
-    return bars[start:end]  # type: ignore[misc]  # pandas-stubs: a slice of a DataFrame by times
+    return bars[start:end]
 
 
 def _moment(text: str) -> pd.Timestamp:
@@ -150,18 +157,20 @@ def _moment(text: str) -> pd.Timestamp:
 
 
 def _series(symbol: int, bars: pd.DataFrame, plan: Plan) -> _Series:
-    close, later = bars["close"], bars["close"].shift(-plan.horizon)
-    times = _ns(bars.index)
-    closed = np.full(len(times), np.iinfo(np.int64).max)
+    close, later, times = bars["close"], bars["close"].shift(-plan.horizon), _ns(bars.index)
+    closed = np.full(len(times), _NEVER)
     closed[: max(len(times) - plan.horizon - 1, 0)] = times[plan.horizon + 1 :]
     inputs = features(bars, plan.indicators)
     whole = (inputs.notna().all(axis=1) & later.notna()).to_numpy()
-    labels = (later > close).to_numpy(dtype=np.float32)
-    return _Series(symbol, inputs[whole], labels[whole], closed[whole])
+    labels = (later > close).to_numpy().astype(np.float32)
+    return _Series(symbol, inputs[whole], labels[whole], times[whole], closed[whole], times)
 
 
-def _at(opened: NDArray[np.int64], share: float) -> int:
-    return int(opened[min(round(len(opened) * share), len(opened) - 1)])
+def _cuts(opened: NDArray[np.int64], split: tuple[float, float, float]) -> tuple[int, int]:
+    if len(opened) < len(PARTS):
+        raise InvalidValue(f"Not enough data: {len(opened)} bars")
+    first, second = (min(round(len(opened) * share), len(opened) - 1) for share in (split[0], split[0] + split[1]))
+    return int(opened[first]), int(opened[second])
 
 
 def _part(series: list[_Series], start: int, end: int) -> Part:
@@ -172,6 +181,10 @@ def _part(series: list[_Series], start: int, end: int) -> Part:
         labels.append(one.labels[inside])
         symbols.append(np.full(int(inside.sum()), one.symbol, dtype=np.int64))
     return Part(np.concatenate(inputs), np.concatenate(labels), np.concatenate(symbols))
+
+
+def _shown(moment: int | np.int64) -> pd.Timestamp:
+    return pd.Timestamp(int(moment), tz="UTC")
 
 
 def _ns(index: pd.Index[Any]) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ktrdr_ops.hosts.training import network
+from ktrdr_ops.hosts.training.network import placed
 from ktrdr_ops.hosts.training.plan import Plan
 from ktrdr_ops.hosts.training.samples import Part, Samples
 from ktrdr_ops.hosts.training.state import State, fresh, load_checkpoint, save_checkpoint
@@ -48,9 +49,11 @@ class Trainer:
 
     def __init__(self, plan: Plan, samples: Samples, checkpoint: Path, earlier: Path | None = None) -> None:
         self.plan = plan
-        self.samples = replace(
-            samples, **{name: _placed(getattr(samples, name)) for name in ("training", "validation", "test")}
+        parts = (samples.training, samples.validation, samples.test)
+        training, validation, test = (
+            replace(part, inputs=placed(part.inputs), labels=placed(part.labels)) for part in parts
         )
+        self.samples = replace(samples, training=training, validation=validation, test=test)
         self.network = network.network(plan.activation, plan.dropout, plan.optimizer, plan.learning_rate)
         self.size = min(plan.batch_size, len(samples.training.labels))
         self.batches = len(samples.training.labels) // self.size
@@ -114,10 +117,10 @@ class Trainer:
         )
 
     def _learned(self, random: np.random.Generator, watch: Watch) -> tuple[network.Params, Any, network.Sums]:
-        """Parameters, optimiser state and sums after one go over the training part, in a new order; what does not fill a
-        batch is left out of this epoch."""
+        """Parameters, optimiser state and sums after one go over the training part, in a new order; what does not
+        fill a batch is left out of this epoch."""
         part = self.samples.training
-        order = network.placed(random.permutation(len(part.labels)).astype(np.int32))
+        order = placed(random.permutation(len(part.labels)).astype(np.int32))
         seed = int(random.integers(2**31))
         params, optimiser, sums = self.state.params, self.state.optimiser, network.no_sums()
         for at in range(self.batches):
@@ -153,10 +156,6 @@ class Trainer:
 
     def _predicted(self) -> Any:
         return np.asarray(self.network.logits(self.state.best, self.samples.test.inputs)) > 0
-
-
-def _placed(part: Part) -> Part:
-    return replace(part, inputs=network.placed(part.inputs), labels=network.placed(part.labels))
 
 
 def _judged(predicted: Any, truth: Any) -> dict[str, float]:
