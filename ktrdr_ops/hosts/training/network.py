@@ -61,8 +61,8 @@ class Network:
         self.dropout = dropout
         self.optimizer: optax.GradientTransformation = _OPTIMIZERS[optimizer](learning_rate)
         self.step = jax.jit(self._step, static_argnames="size", compiler_options=_COMPILED)
-        self.measure = jax.jit(self._measure, compiler_options=_COMPILED)
         self.logits = jax.jit(self._logits, compiler_options=_COMPILED)
+        self.begin = jax.jit(self.optimizer.init, compiler_options=_COMPILED)
 
     def _step(
         self,
@@ -82,16 +82,15 @@ class Network:
         key = jax.random.key(seed) if self.dropout else None
 
         def loss(params: Params) -> tuple[Any, Sums]:
-            found = self._sums(self._logits(params, inputs[chosen], key), labels[chosen])
-            return found.loss / found.count, found
+            logits, truth = self._logits(params, inputs[chosen], key), labels[chosen]
+            losses = optax.sigmoid_binary_cross_entropy(logits, truth)
+            right = (logits > 0) == (truth > 0.5)
+            return losses.mean(), Sums(losses.sum(), right.sum(dtype=jnp.float32), jnp.float32(size))
 
         gradients, found = jax.grad(loss, has_aux=True)(params)
         updates, state = self.optimizer.update(gradients, state, params)
         added = Sums(*(before + new for before, new in zip(sums, found, strict=True)))
         return optax.apply_updates(params, updates), state, added
-
-    def _measure(self, params: Params, inputs: Any, labels: Any) -> Sums:
-        return self._sums(self._logits(params, inputs), labels)
 
     def _logits(self, params: Params, inputs: Any, key: Any = None) -> Any:
         layers = len(params) // 2
@@ -105,11 +104,6 @@ class Network:
     def _dropped(self, values: Any, key: Any) -> Any:
         kept = jax.random.bernoulli(key, 1 - self.dropout, values.shape)
         return jnp.where(kept, values / (1 - self.dropout), 0)
-
-    def _sums(self, logits: Any, labels: Any) -> Sums:
-        losses = optax.sigmoid_binary_cross_entropy(logits, labels)
-        right = (logits > 0) == (labels > 0.5)
-        return Sums(losses.sum(), right.sum(dtype=jnp.float32), jnp.float32(labels.shape[0]))
 
 
 @lru_cache(maxsize=16)

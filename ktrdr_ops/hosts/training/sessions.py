@@ -166,6 +166,7 @@ class Sessions:
         path = (self.folder / f"{session.session_id}.safetensors").absolute()
         about = {"activation": plan.activation, "features": ",".join(found.names), "horizon": str(plan.horizon)}
         sha256 = save_model(path, arrays, about)
+        test, each_symbol = trainer.test_metrics()
         best = state.records[state.best_epoch - 1]
         kept = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
         return {
@@ -185,8 +186,8 @@ class Sessions:
                 **{name: best[name] for name in kept},
                 "history": {name: [each[name] for each in state.records] for name in kept},
             },
-            "test_metrics": trainer.test_metrics(),
-            "per_symbol_metrics": trainer.per_symbol_metrics(),
+            "test_metrics": test,
+            "per_symbol_metrics": each_symbol,
             "data_summary": summary(plan, found),
             "artifacts": {},
             "resource_usage": {"device": "cpu", "gpu_used": False, "seconds": round(seconds, 3)},

@@ -51,7 +51,7 @@ def fresh(net: Network, sizes: tuple[int, ...], seed: int) -> State:
     """Before the first epoch."""
     random = np.random.Generator(np.random.PCG64(seed))
     params = network.initial(sizes, random)
-    return State(0, params, net.optimizer.init(params), random.bit_generator.state, params, 0, float("inf"), ())
+    return State(0, params, net.begin(params), random.bit_generator.state, params, 0, float("inf"), ())
 
 
 def save_checkpoint(path: Path, state: State, digest: str) -> None:

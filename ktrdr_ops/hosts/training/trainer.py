@@ -16,6 +16,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ktrdr_ops.hosts.training import network
 from ktrdr_ops.hosts.training.network import placed
@@ -83,12 +84,13 @@ class Trainer:
         return self.state
 
     def _epoch(self, watch: Watch) -> State:
-        began, state, samples = time.monotonic(), self.state, self.samples
+        began, state = time.monotonic(), self.state
         random = np.random.Generator(np.random.PCG64())
         random.bit_generator.state = state.random
         params, optimiser, sums = self._learned(random, watch)
         train_loss, train_accuracy = sums.means()
-        val_loss, val_accuracy = self._measured(params, samples.validation)
+        judged = self._judged(params, self.samples.validation)[0]
+        val_loss, val_accuracy = judged.loss, judged.accuracy
         if not math.isfinite(train_loss + val_loss):
             raise Diverged(f"Training diverged in epoch {state.epoch}: train_loss {train_loss}, val_loss {val_loss}")
         better = val_loss < state.best_loss
@@ -133,34 +135,49 @@ class Trainer:
         watch.on_batch(self.state.epoch, self.batches + 1, self.batches)
         return params, optimiser, sums
 
-    def _measured(self, params: network.Params, part: Part) -> tuple[float, float]:
-        sums: network.Sums = self.network.measure(params, part.inputs, part.labels)
-        return sums.means()
+    def _judged(self, params: network.Params, part: Part) -> list[_Judgement]:
+        """Of all samples of a part, then of each symbol's."""
+        logits = np.asarray(self.network.logits(params, part.inputs), np.float64)
+        truth = np.asarray(part.labels) > 0.5
+        symbols = [part.symbols == at for at in range(len(self.plan.symbols))]
+        return [_Judgement(logits[own], truth[own]) for own in (slice(None), *symbols)]
 
-    def test_metrics(self) -> dict[str, float]:
-        """Of the best parameters over the test part: test_accuracy, test_loss, precision, recall, f1_score."""
-        loss, accuracy = self._measured(self.state.best, self.samples.test)
-        predicted = self._predicted()
-        return {"test_accuracy": accuracy, "test_loss": loss, **_judged(predicted, self.samples.test.labels > 0.5)}
-
-    def per_symbol_metrics(self) -> dict[str, dict[str, float]]:
-        """The same for each symbol: accuracy, precision, recall, f1_score, samples."""
-        predicted, test = self._predicted(), self.samples.test
-        found = {}
-        for at, symbol in enumerate(self.plan.symbols):
-            own = test.symbols == at
-            truth = test.labels[own] > 0.5
-            right = float((predicted[own] == truth).mean()) if len(truth) else 0.0
-            found[symbol] = {"accuracy": right, **_judged(predicted[own], truth), "samples": len(truth)}
-        return found
-
-    def _predicted(self) -> Any:
-        return np.asarray(self.network.logits(self.state.best, self.samples.test.inputs)) > 0
+    def test_metrics(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Of the best parameters over the test part: test_accuracy, test_loss, precision, recall, f1_score; and for
+        each symbol accuracy, loss, precision, recall, f1_score, samples."""
+        whole, *each = self._judged(self.state.best, self.samples.test)
+        test = {"test_accuracy": whole.accuracy, "test_loss": whole.loss, **whole.metrics()}
+        return test, {
+            symbol: {"accuracy": one.accuracy, "loss": one.loss, **one.metrics(), "samples": len(one.truth)}
+            for symbol, one in zip(self.plan.symbols, each, strict=True)
+        }
 
 
-def _judged(predicted: Any, truth: Any) -> dict[str, float]:
-    hits = float((predicted & truth).sum())
-    precision = hits / max(float(predicted.sum()), 1.0)
-    recall = hits / max(float(truth.sum()), 1.0)
-    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    return {"precision": precision, "recall": recall, "f1_score": f1}
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    """Logits beside what was true."""
+
+    logits: NDArray[np.float64]
+    truth: NDArray[np.bool_]
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy."""
+        return _mean(np.logaddexp(0.0, np.where(self.truth, -self.logits, self.logits)))
+
+    @property
+    def accuracy(self) -> float:
+        """The share that is right."""
+        return _mean((self.logits > 0) == self.truth)
+
+    def metrics(self) -> dict[str, float]:
+        """Of "it will be higher": precision, recall, f1_score."""
+        predicted = self.logits > 0
+        hits = float((predicted & self.truth).sum())
+        precision, recall = hits / max(float(predicted.sum()), 1.0), hits / max(float(self.truth.sum()), 1.0)
+        f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+        return {"precision": precision, "recall": recall, "f1_score": f1}
+
+
+def _mean(values: NDArray[Any]) -> float:
+    return float(values.mean()) if len(values) else 0.0
