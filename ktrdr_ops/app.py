@@ -170,7 +170,8 @@ class AsyncApp:
             broken = "".join(f" The domain {name} is broken: {why}." for name, why in self.domains.broken.items())
             raise InvalidValue(
                 f"no installed domain has the operation type {operation_type[:80]!r}",
-                hint=f"Known: {', '.join(known) or 'none'}.{broken} Install the package that brings it.",
+                hint=f"Known: {', '.join(known) or 'none'}.{broken} Install the package that brings it; what a script"
+                " serves with app.operation goes on there.",
             )
         from ktrdr_ops.core.host_service import HttpPool
 

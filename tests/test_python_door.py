@@ -48,6 +48,13 @@ def app(tmp_path):
         yield app
 
 
+@pytest.fixture(scope="module")
+def any_app(tmp_path_factory):
+    """For what is refused before anything begins."""
+    with ko.open_app(tmp_path_factory.mktemp("any") / "journal.db") as app:
+        yield app
+
+
 def started(text: str, folder: Path) -> subprocess.Popen[str]:
     """Python that a person runs in a folder; its journal is there too."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("KTRDR_OPS_")}
@@ -234,14 +241,14 @@ def test_other_items_in_place_of_completed_ones_are_refused_and_items_behind_the
 @pytest.mark.parametrize(
     "items", [iter([1]), (x for x in [1]), {1, 2}, frozenset([1]), "text", b"bytes", map(str, [1]), 5]
 )
-def test_what_has_no_length_and_order_of_its_own_cannot_be_tracked(app, items):
-    @app.operation("odd_items")
+def test_what_has_no_length_and_order_of_its_own_cannot_be_tracked(any_app, items):
+    @any_app.operation("odd_items")
     def odd_items(op):
         for _ in op.track(items):
             pass
 
     with pytest.raises(InvalidValue, match="cannot be tracked"):
-        app.run("odd_items")
+        any_app.run("odd_items")
 
 
 def test_an_item_that_says_something_else_in_every_process_is_refused(app):
@@ -661,26 +668,41 @@ def test_recovery_leaves_alone_what_no_function_serves_and_says_so(tmp_path):
     assert "no installed domain has the operation type 'gone'" in left_alone[0].why
 
 
-def test_checkpoints_are_kept_while_the_queue_is_full(tmp_path):
-    with ko.open_app(tmp_path / "journal.db") as app:
-        writer = app._app.journal._writer
+HOLD_THE_GATE = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+fcntl.lockf(fd, fcntl.LOCK_EX, 1, 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
 
-        @app.operation("full_queue")
-        def full_queue(op):
-            writer._limit = 0
-            for number in op.track(range(5)):
-                op.progress(f"{number} a")
-                op.progress(f"{number} b")
-                op._attempt.checkpoint_soon(op._checkpoint(op.tracks.marks()))
-            writer._limit = 1 << 20
 
-        app.run("full_queue")
-        events = app.events("@last")
-        counts = [len(event.fact.value["tracks"]) for event in events if event.type == "checkpointed"]
-        assert len(counts) >= 5
-        assert events[-1].type == "completed"
-        last = [event.fact.value["tracks"] for event in events if event.type == "checkpointed"][-1]
-        assert last["1"]["count"] == 5
+def test_checkpoints_are_kept_while_the_queue_is_full_and_nobody_waits_for_it(app):
+    journal = app._app.journal
+    took: list[float] = []
+
+    @app.operation("full_queue")
+    def full_queue(op):
+        journal._writer._limit = 10_000
+        holder = [sys.executable, "-c", HOLD_THE_GATE, str(journal.lock.path)]
+        with subprocess.Popen(holder, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as held:
+            assert held.stdout.readline() == "held\n"
+            began = time.monotonic()
+            for number in op.track(range(60)):
+                for part in range(20):
+                    op.progress(f"{number} {part}")
+                time.sleep(0.01)
+            took.append(time.monotonic() - began)
+            held.stdin.close()
+
+    app.run("full_queue")
+    events = app.events("@last")
+    counts = [event.fact.value["tracks"]["1"]["count"] for event in events if event.type == "checkpointed"]
+    assert len(counts) > 4
+    assert counts == sorted(set(counts))
+    assert counts[-1] == 60
+    assert max(event.fact.skipped for event in events if event.type == "progressed") > 500
+    assert took[0] < 60 * 0.01 + 1.0
 
 
 # What is served
@@ -698,9 +720,9 @@ def test_serving_a_type_again_replaces_the_function(app):
 
 
 @pytest.mark.parametrize("taken", ["data_load", "group"])
-def test_a_type_that_is_somebody_elses_is_refused(app, taken):
+def test_a_type_that_is_somebody_elses_is_refused(any_app, taken):
     with pytest.raises(InvalidValue, match=taken):
-        app.operation(taken)(lambda op: None)
+        any_app.operation(taken)(lambda op: None)
 
 
 def with_generator(op):
@@ -721,15 +743,15 @@ def with_generator(op):
         (lambda op: None, {"steps": 0}, "at least one step"),
     ],
 )
-def test_a_function_that_cannot_be_served_is_refused_when_it_is_decorated(app, func, options, why):
+def test_a_function_that_cannot_be_served_is_refused_when_it_is_decorated(any_app, func, options, why):
     with pytest.raises(InvalidValue, match=why):
-        app.operation("odd", **options)(func)
+        any_app.operation("odd", **options)(func)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "1a", "a-b", "x" * 61])
-def test_a_name_that_is_no_type_is_refused(app, name):
+def test_a_name_that_is_no_type_is_refused(any_app, name):
     with pytest.raises(InvalidValue, match="no operation type"):
-        app.operation(name)(lambda op: None)
+        any_app.operation(name)(lambda op: None)
 
 
 @pytest.mark.parametrize(

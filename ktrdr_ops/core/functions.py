@@ -46,7 +46,7 @@ _SHOWN = 200
 """A parameter that is longer is kept, and not shown beside the progress."""
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_.-]+")
-_TAKEN = frozenset({"operation_type", "progress_callback", "how"})
+_TAKEN = frozenset({"self", "operation_type", "progress_callback", "how"})
 
 
 class _Seen:
@@ -60,7 +60,7 @@ class _Seen:
         self._loop = asyncio.get_running_loop()
         self._loops_thread = threading.get_ident()
         fact = attempt.last_checkpoint or Checkpointed(value={})
-        kept = cast("dict[str, Json]", fact.value or {})
+        kept = fact.value if isinstance(fact.value, dict) else {}
         self._kept: Json = orjson.loads(attempt.objects.read(fact.object)) if fact.object else kept.get("value")
         self._object = fact.object
         self.tracks = Tracks(

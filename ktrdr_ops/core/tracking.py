@@ -257,9 +257,10 @@ class Tracks:
 
     def _keep(self) -> None:
         """Saves and tells what was held back, each when its time has come."""
-        while not self._closed.is_set():
+        while True:
             self._wake.wait()
-            self._closed.wait(max(self._due() - time.monotonic(), 0.0))
+            if self._closed.wait(max(self._due() - time.monotonic(), 0.0)):
+                return
             self._wake.clear()
             now = time.monotonic()
             if now >= self._saved_at + EVERY_SECONDS:
