@@ -8,29 +8,26 @@ does not hold makes the demo fail.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import ktrdr_ops
 from ktrdr_ops.core.errors import JournalRefused, OperationFailed
+from ktrdr_ops.interfaces.cli import demo_training
 from ktrdr_ops.interfaces.cli.frame import START, Context, command
 from ktrdr_ops.interfaces.cli.screen import paint, safe
+from ktrdr_ops.interfaces.cli.story import Story, kill_in_time
 
 if TYPE_CHECKING:
     from ktrdr_ops.app import AsyncApp
-    from ktrdr_ops.core.events import Event, Json
+    from ktrdr_ops.core.events import Event
     from ktrdr_ops.core.state import OperationState
 
 SEVERAL = ("data", "load", "AAPL", "MSFT", "IBM", "1d")
@@ -40,12 +37,13 @@ PIECE = "segment"
 KILLED_AFTER = 5
 LATENCY = 0.15
 """Seconds that each of the host's answers takes longer, so that there is something to kill."""
-_DEADLINE = 60.0
 
 
 def register(cli: typer.Typer) -> None:
     """Add ``demo``."""
-    command(cli, "demo", help="The main job in a minute: load, kill -9, go on, replay, verify.", panel=START)(_demo)
+    command(cli, "demo", help="The main job in a minute: load, train, kill -9, go on, replay, verify.", panel=START)(
+        _demo
+    )
 
 
 def _demo(
@@ -91,80 +89,6 @@ def _folder(keep: bool) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A statement, and whether the journal bears it out."""
-
-    text: str
-    holds: bool
-
-    def document(self) -> dict[str, Json]:
-        """As --json prints it."""
-        return {"claim": self.text, "holds": self.holds}
-
-
-@dataclass(slots=True)
-class Story:
-    """What is told, what is claimed, and the documents of what was found."""
-
-    context: Context
-    folder: Path
-    claims: list[Claim] = field(default_factory=list)
-    found: dict[str, Json] = field(default_factory=dict)
-
-    def say(self, text: str) -> None:
-        """One more line."""
-        if not self.context.json:
-            self.context.out.write(text)
-
-    def chapter(self, text: str) -> None:
-        """What comes now."""
-        self.say(f"\n{paint(text, 'bold')}")
-
-    def claim(self, text: str, holds: bool) -> None:
-        """A statement that has been checked."""
-        self.claims.append(Claim(text, holds))
-        self.say(f"  {paint('✓', 'good') if holds else paint('✗ not so:', 'bad')} {safe(text)}")
-
-    @asynccontextmanager
-    async def process(self, *words: str, shown: bool = False) -> AsyncIterator[asyncio.subprocess.Process]:
-        """A command as a process of its own, as a person would type it. It does not outlive the block."""
-        self.say(f"  $ ktrdr-ops --sandbox {' '.join(words)}")
-        own = {name: value for name, value in os.environ.items() if not name.startswith("KTRDR_OPS_")}
-        own |= {"KTRDR_OPS_JOURNAL": str(self.folder / "journal.db"), "KTRDR_OPS_SANDBOX": "true"}
-        own["XDG_CONFIG_HOME"] = str(self.folder)
-        package = str(Path(ktrdr_ops.__file__).parents[1])
-        own["PYTHONPATH"] = os.pathsep.join(filter(None, [package, own.get("PYTHONPATH")]))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "ktrdr_ops", "--sandbox", *words),
-            cwd=self.folder,
-            env=own,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=None if shown and self.context.live else asyncio.subprocess.PIPE,
-        )
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-    async def run(self, *words: str, shown: bool = False) -> str:
-        """Its stdout. Raises OperationFailed with what it said when it did not succeed."""
-        async with self.process(*words, shown=shown) as process, asyncio.timeout(_DEADLINE):
-            out, err = await process.communicate()
-        if process.returncode:
-            said = (err or out).decode(errors="replace").strip()
-            raise OperationFailed(f"ktrdr-ops {' '.join(words)} ended with exit code {process.returncode}: {said}")
-        return out.decode(errors="replace")
-
-    def quote(self, text: str) -> None:
-        """What a command printed."""
-        self.say("\n".join(f"    {line}" for line in text.rstrip().splitlines()))
-
-
 async def _to_its_end(telling: Coroutine[Any, Any, Story]) -> Story:
     """SIGTERM and SIGHUP end it as Ctrl+C does: nothing that it started is left."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(telling)
@@ -193,14 +117,27 @@ async def _told(context: Context, folder: Path) -> Story:
     flags = {"journal": folder / "journal.db", "sandbox": True}
     settings = load_settings(flags, environment={}, folder=folder, user_file=nothing)
     story = Story(context, folder)
-    starting = asyncio.ensure_future(asyncio.to_thread(prepared, settings, latency=LATENCY))
+    lacks = demo_training.missing()
+    hosts = ("ib_host_url",) if lacks else ("ib_host_url", "training_host_url")
+    starting = asyncio.ensure_future(
+        asyncio.to_thread(prepared, settings, hosts, latency=LATENCY, pace=demo_training.PACE)
+    )
     try:
-        await _began(story, (await asyncio.shield(starting)).ib_host_url)
+        ready = await asyncio.shield(starting)
+        await _began(story, ready.ib_host_url)
         async with open_app_async(settings=settings, readonly=True) as app:
             await _several(story, app)
             await _killed(story, app)
             await _finished(story, app)
             await _looked_back(story, app)
+            if lacks:
+                story.say(
+                    f"\nNo training is shown: {', '.join(lacks)} not installed (pip install 'ktrdr-ops[training]')"
+                )
+            else:
+                await demo_training.trained(story, app, ready.training_host_url)
+            story.chapter("Is the journal whole?")
+            await _verified(story, app)
     finally:
         await asyncio.wait({starting})
         await asyncio.to_thread(stop_hosts, settings)
@@ -256,7 +193,7 @@ async def _killed(story: Story, app: AsyncApp) -> None:
     story.chapter(f"One series, killed with -9 when its {KILLED_AFTER}th {PIECE} is in the journal")
     after = (await app.journal.head()).position
     async with story.process(*ALONE) as process:
-        seen = await _kill_in_time(app, process, after)
+        seen = await kill_in_time(app, process, after, _is_piece, KILLED_AFTER)
     operation_id = seen[-1].operation_id
     before = await _pieces(app, operation_id)
     story.say(f"    kill -9 {process.pid} at position {seen[-1].position:,}")
@@ -271,34 +208,6 @@ async def _killed(story: Story, app: AsyncApp) -> None:
         f"its last word was {state.status!r}; its lock is free, so all see that it is {app.journal.status(state)!r}",
         app.journal.status(state) == "interrupted",
     )
-
-
-async def _kill_in_time(app: AsyncApp, process: asyncio.subprocess.Process, after: int) -> list[Event]:
-    """Watch the journal from this process, and kill the other one at the right event."""
-
-    async def watch() -> list[Event]:
-        seen: list[Event] = []
-        tail: Any = app.journal.tail(after=after)
-        async with aclosing(tail) as events:
-            async for event in events:
-                seen += [event] if _is_piece(event) else []
-                if len(seen) == KILLED_AFTER:
-                    process.kill()
-                    return seen
-        return seen
-
-    watching = asyncio.ensure_future(watch())
-    communicating = asyncio.ensure_future(process.communicate())
-    async with asyncio.timeout(_DEADLINE):
-        await asyncio.wait({watching, communicating}, return_when=asyncio.FIRST_COMPLETED)
-        if not watching.done():
-            watching.cancel()
-            _, err = await communicating
-            raise OperationFailed(
-                f"it ended before it could be killed: {(err or b'').decode(errors='replace')[-2000:]}"
-            )
-        await communicating
-    return watching.result()
 
 
 async def _finished(story: Story, app: AsyncApp) -> None:
@@ -352,9 +261,6 @@ async def _looked_back(story: Story, app: AsyncApp) -> None:
         f"its {len(events)} events, folded again, give the state that the journal shows",
         fold_all(events) == await app.journal.state(operation_id),
     )
-
-    story.chapter("Is the journal whole?")
-    await _verified(story, app)
 
 
 async def _verified(story: Story, app: AsyncApp) -> None:

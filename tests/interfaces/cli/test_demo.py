@@ -15,6 +15,7 @@ import pytest
 from ktrdr_ops.interfaces.cli import demo
 from ktrdr_ops.interfaces.cli.frame import Context
 from ktrdr_ops.interfaces.cli.main import main
+from ktrdr_ops.interfaces.cli.story import Story, kill_in_time
 
 
 @pytest.fixture
@@ -48,9 +49,11 @@ def test_the_demo_holds_what_it_says_and_leaves_nothing_behind(home):
     told = json.loads(ran.stdout)
     assert told["ok"]
     assert [claim for claim in told["claims"] if not claim["holds"]] == []
-    assert len(told["claims"]) == 8
+    assert len(told["claims"]) == 13
     assert told["killed"]["exit"] == -9
     assert told["load"]["attempt"] == 2
+    assert told["training"]["attempt"] == 2
+    assert told["cancelled"]["cancellation"]["confirmed"] is True
     assert told["verify"]["problems"] == []
     assert list(home.rglob("*.db")) == []
     assert list(home.rglob("demo-*")) == []
@@ -58,7 +61,7 @@ def test_the_demo_holds_what_it_says_and_leaves_nothing_behind(home):
 
 def test_a_claim_that_does_not_hold_makes_it_fail(home, capsys, monkeypatch):
     async def told(context, folder):
-        story = demo.Story(context, folder)
+        story = Story(context, folder)
         story.claim("water is wet", True)
         story.claim("nothing is lost", False)
         return story
@@ -113,8 +116,8 @@ async def test_one_that_ends_before_it_could_be_killed_is_no_success(tmp_path):
     from ktrdr_ops.core.errors import OperationFailed
 
     async with open_app_async(tmp_path / "journal.db") as app:
-        story = demo.Story(Context(json=True), tmp_path)
+        story = Story(Context(json=True), tmp_path)
         async with story.process("config") as process:
             with pytest.raises(OperationFailed, match="before it could be killed"):
-                await demo._kill_in_time(app, process, 0)
+                await kill_in_time(app, process, 0, demo._is_piece, 5)
     assert Path(tmp_path / "journal.db").exists()
