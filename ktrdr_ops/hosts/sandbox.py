@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrdr_ops.core.errors import HostUnavailable
+from ktrdr_ops.hosts.training import require_installed
 
 IDLE_EXIT_SECONDS = 600.0
 START_SECONDS = 15.0
@@ -29,8 +30,6 @@ LOCK_SECONDS = 2 * START_SECONDS
 _POLL_SECONDS = 0.02
 _ROOT = Path(__file__).parents[2]
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never asked through a proxy
-
-
 HOSTS = ("data", "training")
 
 
@@ -50,41 +49,54 @@ def ensure_training_host(
     idle_exit: float = IDLE_EXIT_SECONDS,
 ) -> str:
     """The base URL of this sandbox's training host: see ``ensure_host``. ``pace``: seconds that an epoch takes at
-    least."""
-    wanted = {"generation": generation, "max_sessions": max_sessions, "pace": pace}
-    fixed = ["--data-dir", str(data_dir), "--models-dir", str(models_dir)]
-    return ensure_host("training", folder, wanted, fixed, idle_exit=idle_exit)
+    least. Raises HostUnavailable besides where what it computes with is not installed."""
+    require_installed()
+    folders = {"data_dir": str(data_dir.absolute()), "models_dir": str(models_dir.absolute())}
+    how = {"generation": generation, "max_sessions": max_sessions, "pace": pace}
+    return ensure_host("training", folder, {**folders, **how}, idle_exit=idle_exit)
 
 
 def ensure_host(
     name: str,
     folder: Path,
-    wanted: Mapping[str, float | None],
-    fixed: Sequence[str] = (),
+    wanted: Mapping[str, str | float | None],
     *,
     idle_exit: float = IDLE_EXIT_SECONDS,
 ) -> str:
     """The base URL of this sandbox's host of that name, which is started if it does not answer.
 
-    One that runs otherwise than ``wanted`` (None: any will do) gives way to a new one. Raises HostUnavailable with the
-    end of its log when it does not come up within 15 s, or when another command holds the lock for 30 s.
+    One that runs otherwise than ``wanted`` (None: any will do) gives way to a new one, unless it has work. Raises
+    HostUnavailable when it has, with the end of its log when it does not come up within 15 s, or when another command
+    holds the lock for 30 s.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     chosen = {option: value for option, value in wanted.items() if value is not None}
     with _alone(folder / f"{name}-host.lock"):
         state = _running(folder / f"{name}-host.json")
-        if state is not None and any(state.get(option) != value for option, value in chosen.items()):
+        if state is not None and (other := {one: value for one, value in chosen.items() if state.get(one) != value}):
+            refuse_busy(name, state, f"one with {', '.join(f'{one} {value}' for one, value in other.items())}")
             _end(state)
             state = None
         if state is None:
             said = [text for option, value in chosen.items() for text in (f"--{option.replace('_', '-')}", str(value))]
-            state = _start(name, folder, [*said, *fixed], idle_exit)
+            state = _start(name, folder, said, idle_exit)
     return f"http://127.0.0.1:{state['port']}"
 
 
 def running_host(name: str, folder: Path) -> dict[str, Any] | None:
-    """What the sandbox's host of that name said of itself when it came up; None when none answers."""
+    """What the sandbox's host of that name said of itself when it came up, and how many works it has now (``live``);
+    None when none answers."""
     return _running(folder / f"{name}-host.json")
+
+
+def refuse_busy(name: str, state: Mapping[str, Any], other: str) -> None:
+    """Raises HostUnavailable where a running host has work that its end would cut off, for the sake of ``other``."""
+    if state["live"]:
+        raise HostUnavailable(
+            f"the sandbox's {name} host (process {state['pid']}) is at work, {state['live']} at a time:"
+            f" it does not give way to {other}",
+            hint="Wait for its end or cancel it (ktrdr-ops --sandbox list); another --journal is another sandbox.",
+        )
 
 
 def stop_hosts(folder: Path, names: Sequence[str] = HOSTS) -> int:
@@ -136,7 +148,7 @@ def _running(state_file: Path) -> dict[str, Any] | None:
         alive = not said["ending"] and said["pid"] == state["pid"]
     except (OSError, HTTPException, ValueError, LookupError, TypeError):
         return None
-    return state if alive else None
+    return {**state, "live": said["live"]} if alive else None
 
 
 def _start(name: str, folder: Path, options: Sequence[str], idle_exit: float) -> dict[str, Any]:

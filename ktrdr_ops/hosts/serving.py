@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -86,7 +88,12 @@ def serve(app: FastAPI, port: int, *, idle_exit: float | None, ready: Callable[[
     config = uvicorn.Config(
         app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1, lifespan="off"
     )
-    asyncio.run(_serve(uvicorn.Server(config), port, app.state.presence, idle_exit, ready))
+    # uvicorn ends by the signal that it was told by, once more: as an exception it lets what is around it end too.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        asyncio.run(_serve(uvicorn.Server(config), port, app.state.presence, idle_exit, ready))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def bound_socket(port: int) -> socket.socket:

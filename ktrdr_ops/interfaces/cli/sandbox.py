@@ -66,37 +66,33 @@ def _training(
     idle_exit: _IdleExit = None,
 ) -> None:
     """Train until Ctrl+C, which ends what trains. Commands with --sandbox and the same journal use this host."""
+    from ktrdr_ops.hosts.training import require_installed
+
     if generation not in (1, 2):
         raise InvalidValue(f"there is no generation {generation}", hint="1 or 2.")
     if not 1 <= max_sessions <= _MOST_SESSIONS:
         raise InvalidValue(f"{max_sessions} sessions at a time cannot be meant", hint=f"1 to {_MOST_SESSIONS}")
     if not 0 <= pace <= _LONGEST_PACE:
         raise InvalidValue(f"a pace of {pace} seconds cannot be meant", hint=f"0 to {_LONGEST_PACE:.0f}")
-    serve = _trainer()
+    require_installed()
+    from ktrdr_ops.hosts.training.host import serve
+
     context = _sandboxed(context)
     settings = context.settings
-    folders = {"data_dir": settings.data_dir, "models_dir": settings.models_dir}
-    said = {"generation": generation, "max_sessions": max_sessions, "pace": pace}
+    folders: dict[str, Any] = {
+        "data_dir": settings.data_dir.absolute(),
+        "models_dir": settings.models_dir.absolute(),
+    }
+    how: dict[str, Any] = {"generation": generation, "max_sessions": max_sessions, "pace": pace}
     _serve(
         context,
         "training",
-        lambda ready: serve(port, **folders, **said, idle_exit=idle_exit, ready=ready),
+        lambda ready: serve(port, **folders, **how, idle_exit=idle_exit, ready=ready),
         (port, idle_exit),
-        said,
+        {**how, **{name: str(folder) for name, folder in folders.items()}},
         f"generation {generation}, {max_sessions} at a time",
         ("models", "train", "--symbols", "AAPL,MSFT"),
     )
-
-
-def _trainer() -> Any:
-    try:
-        from ktrdr_ops.hosts.training.host import serve
-    except ImportError as error:
-        raise InvalidValue(
-            f"the embedded training host needs {error.name}, which is not installed",
-            hint="pip install 'ktrdr-ops[training]'",
-        ) from error
-    return serve
 
 
 def _sandboxed(context: Context) -> Context:
@@ -113,15 +109,19 @@ def _serve(
     use: tuple[str, ...],
 ) -> None:
     """Serve in the place of the sandbox's host of that name, and say where and how to use it."""
-    from ktrdr_ops.sandbox import announce, stop_hosts
+    from ktrdr_ops.hosts.sandbox import refuse_busy, running_host
+    from ktrdr_ops.sandbox import announce, folder, stop_hosts
 
     port, idle_exit = limits
     if not 0 <= port <= 65535:
         raise InvalidValue(f"{port} is no port", hint="One of 0 to 65535; 0 takes a free one.")
     if idle_exit is not None and idle_exit <= 0:
         raise InvalidValue(f"--idle-exit is {idle_exit}; it is a number of seconds above 0")
-    if stop_hosts(context.settings, name):
-        context.say(f"the {name} host that this sandbox had is ended; this one takes its place")
+    running = running_host(name, folder(context.settings))
+    if running is not None:
+        refuse_busy(name, running, "another")
+        stop_hosts(context.settings, name)
+        context.say(f"the {name} host that this sandbox had (process {running['pid']}) is ended; this one replaces it")
 
     def ready(bound: int) -> None:
         announce(context.settings, name, bound, **said)
