@@ -189,22 +189,16 @@ async def test_a_host_that_is_paused_is_waited_for(home):
 @pytest.mark.parametrize("generation", [1, 2])
 async def test_thirty_cancels_from_another_process_are_confirmed_within_a_second(home, generation):
     host(home, pace=0.05, generation=generation)
-    cancel = [
-        sys.executable,
-        "-m",
-        "ktrdr_ops",
-        "--sandbox",
-        "--journal",
-        str(home / "journal.db"),
-        "cancel",
-        "@running",
-    ]
+    line = [sys.executable, "-m", "ktrdr_ops", "--sandbox", "--journal", str(home / "journal.db")]
     latencies = []
     async with opened(home) as app:
         for seed in range(30):
-            task = asyncio.create_task(app.run("model_train", **{**ASKED, "epochs": 2000, "seed": seed}))
+            asked = {**ASKED, "epochs": 2000, "seed": seed, "set": ["model.training.early_stopping.patience=2000"]}
+            task = asyncio.create_task(app.run("model_train", **asked))
             await until_event(app, in_its_second_epoch(seed, {}), 60)
-            process = await asyncio.create_subprocess_exec(*cancel, stdout=asyncio.subprocess.DEVNULL)
+            process = await asyncio.create_subprocess_exec(
+                *line, "cancel", "@running", stdout=asyncio.subprocess.DEVNULL
+            )
             with pytest.raises(OperationCancelledException):
                 await task
             await process.wait()
