@@ -152,6 +152,7 @@ def test_a_notebook_goes_on_where_its_killed_kernel_was(tmp_path, open_notebook)
     types = notebook.run(TELLING).split()
     assert (types[0], types[-1], types.count("attempt_started")) == ("submitted", "completed", 3)
 
+    assert notebook.run(OPENING) == ""  # the first cell again: another application over the same journal
     made.unlink()
     assert notebook.run(BUILDING.replace("0.15", "0")) == "12\n"  # completed: the cell run again does it anew
     assert lines() == months

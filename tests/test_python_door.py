@@ -422,6 +422,28 @@ def test_other_items_are_refused_exactly_when_they_stand_where_completed_ones_st
             attempt(others, marks, None, breaks=True)
 
 
+@given(st.lists(st.integers(0, 4), max_size=5), st.lists(st.integers(0, 6), max_size=4))
+def test_however_often_nested_loops_are_left_each_item_is_completed_once(lengths, stops):
+    marks: dict = {}
+    done = []
+    for stop in [*stops, None]:
+        queued: list = []
+        tracks = Tracks(marks, save=queued.append, tell=lambda _: None, check=lambda: None, later=lambda _: None)
+        tracks.enter()
+        handed_out = 0
+        with suppress(Left):
+            for outer in Track(tracks, range(len(lengths)), None):
+                for inner in Track(tracks, range(lengths[outer]), None):
+                    if handed_out == stop:
+                        raise Left
+                    handed_out += 1
+                    done.append((outer, inner))
+        tracks.close()
+        marks = marks_of({"tracks": queued[-1]}) if queued else marks
+        assert len(marks) <= 2  # what was inside a completed item is forgotten
+    assert done == [(outer, inner) for outer, length in enumerate(lengths) for inner in range(length)]
+
+
 # Steps, checkpoints, artifacts
 
 
@@ -631,6 +653,28 @@ def test_it_stops_at_the_next_item_when_another_process_cancels_it(tmp_path, app
     assert marks[-1] == len(done)
 
 
+def test_ctrl_c_in_a_script_cancels_and_the_script_run_again_goes_on(tmp_path):
+    text = """
+import time, ktrdr_ops as ko
+with ko.open_app() as app:
+    @app.operation("slow")
+    def slow(op):
+        for item in op.track(range(40)):
+            with open("made.txt", "a") as file:
+                file.write(f"{item} {time.time_ns()}\\n")
+            time.sleep(0.02)
+    app.run("slow")
+"""
+    first = started(text, tmp_path)
+    until(lambda: first.poll() is not None or len(made(tmp_path)) >= 10, "the tenth item")
+    first.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in first.communicate(timeout=60)[1]
+    with ko.open_app(tmp_path / "journal.db", readonly=True) as app:
+        assert app.show("@last")["status"] == "cancelled"
+    ran(text, tmp_path)
+    assert [item for item, _ in made(tmp_path)] == [str(number) for number in range(40)]
+
+
 def test_an_interrupted_operation_is_resumed_and_recovered(tmp_path):
     done: list[int] = []
     text = """
@@ -790,6 +834,13 @@ def test_the_key_says_what_it_works_on(app, key, expected):
     document = app.show("@last")
     assert document["key"] == expected
     assert document["operation_id"].startswith("taking_")
+
+
+def test_a_key_that_cannot_be_made_of_the_parameters_is_refused(any_app):
+    any_app.operation("keyed", key="{number:03d}")(lambda op, number: number)
+    assert any_app.run("keyed", number=1) == 1
+    with pytest.raises(InvalidValue, match="cannot be made of"):
+        any_app.run("keyed", number="one")
 
 
 def test_what_it_returns_is_given_and_kept_as_far_as_it_is_json(app):
