@@ -28,7 +28,7 @@ domain = Domain(
     operation_types=("model_train",),
     providers=_providers,
     renderer=_renderer,
-    fields=("model_type", "strategy"),
+    fields=("model_type", "symbols", "timeframes", "strategy"),
     hosts=("training_host_url",),
     commands=(
         Command(

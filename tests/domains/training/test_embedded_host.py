@@ -186,6 +186,35 @@ async def test_a_host_that_is_paused_is_waited_for(home):
     assert [told.count(name) for name in ("wait_started", "wait_ended")] == [1, 1]
 
 
+async def test_the_first_generation_trains_too_and_no_model_or_hash_is_claimed(home):
+    host(home, generation=1)
+    async with opened(home) as app:
+        result = await app.run("model_train", **ASKED)
+        names = await step_names(app, await last(app))
+    assert epochs_in(names) == [f"epoch {number}" for number in range(1, result.epochs + 1)]
+    assert (result.model_path, result.sha256) == (None, None)
+    assert {(each.evidence, each.sha256) for each in result.data} == {("unknown", None)}
+
+
+async def test_five_trainings_and_five_loads_at_once_give_what_each_gives_alone(home):
+    alone = await undisturbed(home, seed=3)
+    host(home, max_sessions=5, pace=0.1)
+    symbols = ("AAPL", "MSFT", "IBM", "GOOG")
+    async with opened(home) as app:
+        loads = [app.run("data_load", symbol=each, timeframe="1d", refresh=True) for each in symbols]
+        trainings = [app.run("model_train", how=How(fresh=True), **{**ASKED, "seed": seed}) for seed in range(1, 6)]
+        *_, _, _, third, _, _ = results = await asyncio.gather(*loads, *trainings)
+        told = {seed: await app.events(results[3 + seed].session_id[:-9]) for seed in range(1, 6)}
+    assert third.sha256 == alone.sha256
+    assert len({each.sha256 for each in results[4:]}) == 5
+    for seed, mine in told.items():
+        assert mine[0].fact.context["seed"] == seed
+        kept = [event.fact.name for event in mine if event.type == "step_completed"]
+        assert epochs_in(kept) == [f"epoch {number}" for number in range(1, results[3 + seed].epochs + 1)]
+        percentages = [event.fact.percentage for event in mine if event.type == "progressed"]
+        assert percentages == sorted(percentages)
+
+
 @pytest.mark.parametrize("generation", [1, 2])
 async def test_thirty_cancels_from_another_process_are_confirmed_within_a_second(home, generation):
     host(home, pace=0.05, generation=generation)
