@@ -196,7 +196,7 @@ async def test_the_first_generation_trains_too_and_no_model_or_hash_is_claimed(h
     assert {(each.evidence, each.sha256) for each in result.data} == {("unknown", None)}
 
 
-async def test_five_trainings_and_five_loads_at_once_give_what_each_gives_alone(home):
+async def test_five_trainings_and_four_loads_at_once_give_what_each_gives_alone(home):
     alone = await undisturbed(home, seed=3)
     host(home, max_sessions=5, pace=0.1)
     symbols = ("AAPL", "MSFT", "IBM", "GOOG")

@@ -155,6 +155,8 @@ def test_an_unknown_path_is_an_error_that_names_near_ones(change, near):
         ({"strategy": "/nowhere/x.yaml"}, "cannot be read: No such file"),
         ({"strategy": "a\0b"}, "cannot be read"),
         ({"strategy": {"name": "x"}}, "says nothing of a model"),
+        ({"set": ["model.type=a b"]}, "'a b' is no type of a model"),
+        ({"model_type": 3}, "is no type of a model"),
         ({"strategy": {"model": {"training": 3}}}, "model.training is no mapping"),
         ({"strategy": {"model": {}, "training_data": 3}}, "training_data is no mapping"),
     ],

@@ -18,6 +18,7 @@ TIMEFRAMES = ("1m", "5m", "15m", "30m", "1h", "2h", "4h", "1d", "1w", "1M")
 MOST_SERIES = 120
 MOST_EPOCHS = 100_000
 MOST_SEED = 2**31 - 1
+_MODEL_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_\-]{0,31}")
 _SYMBOL = re.compile(r"[A-Z0-9](?:[A-Z0-9.\-]{0,30}[A-Z0-9])?")
 
 
@@ -56,7 +57,7 @@ class TrainingConfig(BaseModel):
         if "timeframes" in said:
             strategies.with_list(strategy, "timeframes", "timeframe", _timeframes(said.pop("timeframes")))
         model, training = strategy["model"], strategy["model"]["training"]
-        model["type"] = str(said.pop("model_type", model["type"])).lower()
+        model["type"] = _model_type(said.pop("model_type", model["type"]))
         for name in ("epochs", "seed"):
             training[name] = said.pop(name, training[name])
         return {
@@ -143,6 +144,12 @@ def _symbols(value: object) -> list[str]:
     if not symbols:
         raise InvalidValue("a training needs at least one symbol", hint="--symbols AAPL,MSFT")
     return symbols
+
+
+def _model_type(value: object) -> str:
+    if not isinstance(value, str) or not _MODEL_TYPE.fullmatch(value):
+        raise InvalidValue(f"{str(value)[:40]!r} is no type of a model", hint="Such as mlp.")
+    return value.lower()
 
 
 def _timeframes(value: object) -> list[str]:

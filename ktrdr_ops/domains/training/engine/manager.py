@@ -11,6 +11,7 @@ What is journaled is not done again by a later attempt.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ class _Run:
             per_symbol_metrics=trained["per_symbol_metrics"],
             model_info=info,
             data_summary=trained["data_summary"],
-            data=[TrainingData(**each.document()) for each in known],
+            data=[TrainingData(**asdict(each)) for each in known],
             session_id=trained["session_id"],
             seed=self.config.seed,
             versions=provenance.versions(info.get("versions")),

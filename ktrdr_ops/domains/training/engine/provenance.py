@@ -49,17 +49,6 @@ class Evidence:
             "evidence": self.evidence,
         }
 
-    def document(self) -> dict[str, Json]:
-        """As a result says it."""
-        return {
-            "symbol": self.symbol,
-            "timeframe": self.timeframe,
-            "sha256": self.sha256,
-            "rows": self.rows,
-            "operation_id": self.operation_id,
-            "evidence": self.evidence,
-        }
-
 
 async def evidence(
     series: Iterable[tuple[str, str]], files: Iterable[Any], attempt: Attempt, data_dir: Path, *, own_host: bool
