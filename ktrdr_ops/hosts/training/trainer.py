@@ -162,8 +162,9 @@ class _Judgement:
 
     @property
     def loss(self) -> float:
-        """The mean cross-entropy."""
-        return _mean(np.logaddexp(0.0, np.where(self.truth, -self.logits, self.logits)))
+        """The mean cross-entropy; NaN of logits that are none."""
+        with np.errstate(invalid="ignore"):
+            return _mean(np.logaddexp(0.0, np.where(self.truth, -self.logits, self.logits)))
 
     @property
     def accuracy(self) -> float:
