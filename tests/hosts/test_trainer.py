@@ -312,7 +312,7 @@ STRATEGY = {
 
 def test_both_generations_ask_for_the_same_in_their_own_words():
     second = from_yaml(yaml.safe_dump(STRATEGY), None, None, None, None)
-    training = {**STRATEGY["model"]["training"], "early_stopping_patience": 4}  # type: ignore[index, dict-item]
+    training = {**STRATEGY["model"]["training"], "early_stopping_patience": 4}  # type: ignore[index]
     first = from_configurations(
         {"strategy_config": STRATEGY}, training, {"symbols": ["AAPL", "MSFT"], "timeframes": ["1h"]}
     )
