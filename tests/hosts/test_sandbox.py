@@ -17,7 +17,8 @@ import pytest
 
 from ktrdr_ops.core.errors import HostUnavailable
 from ktrdr_ops.hosts import sandbox
-from ktrdr_ops.hosts.sandbox import ensure_data_host, stop_hosts
+from ktrdr_ops.hosts.sandbox import ensure_data_host, ensure_training_host, running_host, stop_hosts
+from tests.hosts.fixtures import sample_series
 
 START = "import sys; from pathlib import Path; from ktrdr_ops.hosts.sandbox import ensure_data_host; "
 
@@ -28,8 +29,12 @@ def folder(tmp_path):
     stop_hosts(tmp_path / "sandbox")
 
 
-def pid_of(folder) -> int:
-    return int(json.loads((folder / "data-host.json").read_text())["pid"])
+def pid_of(folder, name: str = "data") -> int:
+    return int(json.loads((folder / f"{name}-host.json").read_text())["pid"])
+
+
+def training_host_of(folder, **wanted) -> str:
+    return ensure_training_host(folder, data_dir=folder / "data", models_dir=folder / "models", **wanted)
 
 
 def gone(pid: int, seconds: float = 10.0) -> bool:
@@ -156,3 +161,52 @@ def test_one_that_cannot_start_is_reported_with_its_log(folder, monkeypatch):
 
 def test_stopping_what_is_not_there_is_no_error(tmp_path):
     assert stop_hosts(tmp_path / "none") == 0
+
+
+# Two hosts
+
+
+def test_each_host_is_found_replaced_and_ended_by_itself(folder):
+    data, training = ensure_data_host(folder), training_host_of(folder, pace=0.5)
+    assert httpx.get(f"{training}/health").json()["worker_status"] == "idle"
+    assert training_host_of(folder) == training, "any will do"
+    pid = pid_of(folder, "training")
+    first = training_host_of(folder, generation=1)
+    assert gone(pid)
+    assert "worker_status" not in httpx.get(f"{first}/health").json()
+    assert ensure_data_host(folder) == data
+    assert stop_hosts(folder, ["training"]) == 1
+    assert running_host("training", folder) is None
+    assert stop_hosts(folder) == 1
+
+
+@pytest.mark.slow
+def test_a_training_host_over_other_folders_is_another(folder, tmp_path):
+    training_host_of(folder)
+    pid = pid_of(folder, "training")
+    ensure_training_host(folder, data_dir=tmp_path / "elsewhere", models_dir=folder / "models")
+    assert pid_of(folder, "training") != pid
+
+
+def test_a_host_at_work_does_not_give_way_to_another(folder):
+    sample_series(folder / "data", "AAPL", since="2011")
+    url = training_host_of(folder, pace=0.2)
+    body = {"session_id": "s", "strategy_yaml": "model: {}", "symbols": ["AAPL"], "timeframes": ["1d"]}
+    assert httpx.post(f"{url}/training/start", json=body).status_code == 200
+    with pytest.raises(HostUnavailable, match=r"at work, 1 at a time: it does not give way to one with pace 0\.1"):
+        training_host_of(folder, pace=0.1)
+    assert training_host_of(folder, pace=0.2) == url
+    assert stop_hosts(folder) == 1, "who says so ends it all the same"
+
+
+def test_what_the_training_host_computes_with_is_named_where_it_is_missing(folder, monkeypatch):
+    monkeypatch.setattr("ktrdr_ops.hosts.training.NEEDS", ("jax", "no_such_package"))
+    with pytest.raises(HostUnavailable, match="needs no_such_package, which") as raised:
+        training_host_of(folder)
+    assert raised.value.hint == "pip install 'ktrdr-ops[training]'"
+
+
+def test_the_data_host_and_who_starts_a_host_load_nothing_that_trains():
+    code = "import sys; import ktrdr_ops.hosts.data_host, ktrdr_ops.hosts.sandbox; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert {"jax", "optax", "safetensors", "pandas"} & set(ran.stdout.split()) == set()

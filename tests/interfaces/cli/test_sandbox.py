@@ -11,6 +11,7 @@ import sys
 import urllib.request
 from contextlib import contextmanager
 
+import httpx
 import pytest
 
 from ktrdr_ops.app import open_app
@@ -18,6 +19,7 @@ from ktrdr_ops.hosts.sandbox import stop_hosts
 from ktrdr_ops.interfaces.cli.main import main
 from ktrdr_ops.sandbox import announce, announced, prepared
 from ktrdr_ops.settings import load_settings
+from tests.hosts.fixtures import sample_series
 
 
 @pytest.fixture
@@ -36,9 +38,9 @@ def settings(home, **more):
 
 
 @contextmanager
-def serving(home, *options: str):
-    """``sandbox data`` in the foreground of a process of its own; gives it, and what it said when it was ready."""
-    command = [sys.executable, "-m", "ktrdr_ops", "--journal", str(home / "journal.db"), "sandbox", "data", "--json"]
+def serving(home, *options: str, host: str = "data"):
+    """A host in the foreground of a process of its own; gives it, and what it said when it was ready."""
+    command = [sys.executable, "-m", "ktrdr_ops", "--journal", str(home / "journal.db"), "sandbox", host, "--json"]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     said = ""
@@ -103,6 +105,40 @@ def test_a_host_in_the_foreground_is_the_one_that_commands_use(home, capsys):
         assert checks["embedded data host"]["detail"] == f"{said['url']}, gateway connected"
 
 
+def test_a_training_host_in_the_foreground_is_the_one_that_trainings_use(home):
+    mine = settings(home, sandbox=True)
+    with serving(home, "--generation", "1", "--max-sessions", "3", "--pace", "0.01", host="training") as (_, said):
+        assert (said["generation"], said["max_sessions"], said["pace"]) == (1, 3, 0.01)
+        ready = prepared(mine, ("training_host_url",))
+        assert ready.training_host_url == said["url"] == announced(mine, "training")
+        assert ready.ib_host_url == mine.ib_host_url, "only what was named is started"
+        assert ready.origin("training_host_url") == "sandbox"
+        with urllib.request.urlopen(f"{said['url']}/health", timeout=5) as answer:
+            assert "gpu_status" in json.load(answer)
+
+
+@pytest.mark.parametrize("host", ["data", pytest.param("training", marks=pytest.mark.slow)])
+def test_one_in_the_foreground_says_that_it_replaces_the_one_that_runs(home, host):
+    with serving(home, host=host) as (first, _), serving(home, host=host) as (second, said):
+        first.communicate(timeout=20)
+        assert first.returncode in (0, 143)
+        second.send_signal(signal.SIGINT)
+        _, err = second.communicate(timeout=20)
+        assert f"the {host} host that this sandbox had (process {first.pid}) is ended; this one replaces it" in err
+        assert said["pid"] == second.pid
+
+
+def test_a_training_host_at_work_is_not_replaced(home, capsys):
+    mine = settings(home, sandbox=True)
+    sample_series(mine.data_dir, "AAPL", since="2011")
+    url = prepared(mine, ("training_host_url",), pace=0.2).training_host_url
+    body = {"strategy_yaml": "model: {}", "symbols": ["AAPL"], "timeframes": ["1d"]}
+    assert httpx.post(f"{url}/training/start", json=body).status_code == 200
+    assert main(["--journal", str(home / "journal.db"), "sandbox", "training", "--json"]) == 5
+    assert "at work" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert httpx.get(f"{url}/health").json()["worker_status"] == "busy"
+
+
 def test_ctrl_c_ends_a_host_in_the_foreground_without_complaint(home):
     with serving(home) as (process, _):
         process.send_signal(signal.SIGINT)
@@ -138,6 +174,14 @@ def test_after_its_end_the_next_command_starts_another(home):
 )
 def test_options_that_cannot_be_meant_are_refused(home, capsys, options):
     assert main(["--journal", str(home / "journal.db"), "sandbox", "data", *options, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "invalid_value"
+
+
+@pytest.mark.parametrize(
+    "options", [("--generation", "3"), ("--max-sessions", "0"), ("--pace", "-1"), ("--idle-exit", "0")]
+)
+def test_options_of_a_training_host_that_cannot_be_meant_are_refused(home, capsys, options):
+    assert main(["--journal", str(home / "journal.db"), "sandbox", "training", *options, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "invalid_value"
 
 
