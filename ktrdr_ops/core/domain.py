@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 class OperationProvider(ABC):
     """One operation type: what it takes, how it is done, in what words it is told.
 
-    ``resumable``: a later attempt goes on from the steps and checkpoints of the earlier ones.
+    ``resumable``: a later attempt goes on from the steps and checkpoints of the earlier ones. ``outlives``: what it
+    started on a host goes on when its process is gone, so a cancel without an owner is not confirmed.
     """
 
     operation_type: ClassVar[str]
     resumable: ClassVar[bool] = True
+    outlives: ClassVar[bool] = False
 
     @abstractmethod
     def validate(self, raw: Mapping[str, Any]) -> dict[str, Json]:

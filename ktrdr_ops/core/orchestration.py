@@ -188,12 +188,22 @@ class AsyncOrchestrationFramework:
         token = self.cancellation_system.get_token(operation_id)
         try:
             whole = token.operation_id if token is not None else await history.find(self.journal, operation_id)
-            await self.journal.append(Cancel(whole or operation_id, requested_by, reason, self.journal.owner()))
+            whole = whole or operation_id
+            confirmed = not await self._outlives(whole)
+            await self.journal.append(Cancel(whole, requested_by, reason, self.journal.owner(), confirmed))
         except OperationNotFound as error:
             if isinstance(error, AmbiguousOperation):
                 raise
             return False
         return True
+
+    async def _outlives(self, operation_id: str) -> bool:
+        """Whether what it started elsewhere may go on without its process."""
+        state = await self.journal.state(operation_id)
+        try:
+            return self.resolve(state.operation_type).outlives
+        except InvalidValue:  # nobody here knows the type
+            return False
 
     def interrupt_all(self, reason: str) -> int:
         """This process was told to go: end what runs here as ``interrupted``, so that another attempt goes on."""
@@ -316,7 +326,7 @@ class AsyncOrchestrationFramework:
             while not task.done():  # its cleanup is waited for, however often the caller is cancelled
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait({task})
-            raise
+            raise asyncio.CancelledError from (None if task.cancelled() else task.exception())
         finally:
             stop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -338,7 +348,8 @@ class AsyncOrchestrationFramework:
         # Never negative: the clock may have been set back since, and it may be another process's.
         latency = None if requested is None else max(micros(attempt.now()) - micros(requested), 0) / 1000
         by, reason = token.requested_by or "caller", token.reason or "cancelled"
-        confirmed = not isinstance(error, OperationCancelledException) or error.details.get("confirmed") is not False
+        said = error if isinstance(error, OperationCancelledException) else error.__cause__
+        confirmed = not isinstance(said, OperationCancelledException) or said.details.get("confirmed") is not False
         fact = Cancelled(requested_by=by, reason=reason, latency_ms=latency, confirmed=confirmed)
         await ended(attempt, fact)
         attempt.progress.end_operation("Operation cancelled")

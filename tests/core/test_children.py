@@ -180,7 +180,8 @@ async def test_interrupting_and_resuming_a_parent_goes_on_with_its_unfinished_ch
 
 async def interrupted(framework, **parameters):
     running = asyncio.ensure_future(framework.run("count", {**parameters, "hang": 2}))
-    await until_status(framework, f"count:{parameters['name']}", "running")
+    while not (await until_status(framework, f"count:{parameters['name']}", "running")).steps:
+        await asyncio.sleep(0.005)
     framework.interrupt_all("signal SIGTERM")
     with pytest.raises(OperationInterrupted):
         await running

@@ -129,6 +129,39 @@ async def test_a_cancel_says_whether_the_stop_was_confirmed(framework, confirmed
     assert state.cancellation["confirmed"] is confirmed
 
 
+async def test_a_stop_that_was_not_confirmed_is_said_also_where_the_callers_task_was_cancelled(framework):
+    async def work(operation, progress_manager, token):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise OperationCancelledException("the host still runs", confirmed=False) from None
+
+    running = asyncio.ensure_future(framework.execute_operation(operation(), work))
+    async with asyncio.timeout(10):
+        while not framework.tasks.running:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    rows = await framework.journal.rows("SELECT operation_id FROM operations")
+    assert (await framework.journal.state(rows[0][0])).cancellation["confirmed"] is False
+
+
+@pytest.mark.parametrize("outlives", [True, False])
+async def test_a_cancel_without_an_owner_is_confirmed_unless_its_work_may_go_on_elsewhere(framework, outlives):
+    class Remote(Provider):
+        pass
+
+    Remote.outlives = outlives
+    framework._resolve = lambda operation_type: Remote()
+    with pytest.raises(OperationInterrupted) as gone:
+        await framework.execute_operation(operation(), unreachable)
+    operation_id = gone.value.details["operation_id"]
+    assert await framework.cancel_operation(operation_id)
+    state = await framework.journal.state(operation_id)
+    assert (state.status, state.cancellation["confirmed"]) == ("cancelled", not outlives)
+
+
 @pytest.mark.parametrize(("grace", "survives"), [(30.0, True), (0.05, False)])
 async def test_a_function_has_the_time_to_stop_that_it_asked_for(framework, grace, survives):
     ended = []

@@ -124,13 +124,14 @@ class Say:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Ask an operation to stop. Where nobody owns it, it is cancelled here and now, and so are its unfinished
-    children.
+    children; ``confirmed`` is false where what it started elsewhere may go on all the same.
     """
 
     operation_id: str
     requested_by: str
     reason: str
     owner: Owner
+    confirmed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,9 @@ def _cancel(request: Cancel, view: View) -> Decision:
         return decision
     if state.live and state.owner is not None:
         decision.drafts.append(_interrupted(state, GONE))
-    decision.drafts += _cancelled_unowned(state, request.owner, request.requested_by, request.reason)
+    decision.drafts += _cancelled_unowned(
+        state, request.owner, request.requested_by, request.reason, confirmed=request.confirmed
+    )
     for child in view.children(state.operation_id):
         if child.live or child.status == "interrupted":
             below = Cancel(child.operation_id, request.requested_by, request.reason, request.owner)
@@ -315,11 +318,14 @@ def _attempt_started(operation_id: str, attempt: int, owner: Owner, reason: str,
     return draft(operation_id, attempt, fact)
 
 
-def _cancelled_unowned(state: OperationState, owner: Owner, requested_by: str, reason: str) -> list[Draft]:
+def _cancelled_unowned(
+    state: OperationState, owner: Owner, requested_by: str, reason: str, *, confirmed: bool = True
+) -> list[Draft]:
     attempt = state.attempt + 1
+    cancelled = Cancelled(requested_by=requested_by, reason=reason, latency_ms=0.0, confirmed=confirmed)
     return [
         _attempt_started(state.operation_id, attempt, owner, "to cancel it: nobody owned it"),
-        draft(state.operation_id, attempt, Cancelled(requested_by=requested_by, reason=reason, latency_ms=0.0)),
+        draft(state.operation_id, attempt, cancelled),
     ]
 
 
