@@ -12,12 +12,12 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticCustomError
 
@@ -63,7 +63,6 @@ class DataHost:
     def __init__(self, series: SeriesSource, latency: float) -> None:
         self.series = series
         self.latency = latency
-        self.requests = 0
         self.historical_requests = 0
         self.errors = 0
         self.last_error: str | None = None
@@ -184,12 +183,6 @@ def create_app(series: SeriesSource, latency: float = 0.0) -> FastAPI:
     """The service as an ASGI application. ``latency``: seconds that each historical request takes longer."""
     host = DataHost(series, latency)
     app = application("IB host service (embedded)", host.presence)
-
-    @app.middleware("http")
-    async def counted(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        host.requests += request.url.path.startswith("/data/")
-        return await call_next(request)
-
     _health_routes(app, host)
     _data_routes(app, host)
     return app
@@ -220,13 +213,12 @@ def _health_routes(app: FastAPI, host: DataHost) -> None:
 
     @app.get("/health/")
     async def gateway_health() -> dict[str, Any]:
-        running = {"service_running": not host.presence.ending, "last_check": _now(), "embedded": True}
         return {
             "healthy": True,
             "service": SERVICE,
             "timestamp": _now(),
             "ib_status": {"connected": True, "connection_count": 1},
-            "connection_info": running,
+            "connection_info": {"service_running": not host.presence.ending, "last_check": _now()},
             "error": None,
         }
 
@@ -236,7 +228,7 @@ def _health_routes(app: FastAPI, host: DataHost) -> None:
             "healthy": True,
             "ib_gateway_connected": True,
             "active_connections": 1,
-            "total_requests": host.requests,
+            "total_requests": host.presence.requests,
             "error_count": host.errors,
             "last_error": host.last_error,
             "uptime_seconds": round(time.monotonic() - host.began, 3),

@@ -201,6 +201,16 @@ def test_a_stop_is_obeyed_before_the_next_batch_and_leaves_the_last_whole_epoch(
     assert going_on.state.epoch == 3
 
 
+def test_one_that_is_stopped_before_it_has_gone_further_can_be_gone_on_from_all_the_same(data_dir, tmp_path):
+    stopped_in(plan(), data_dir, tmp_path / "first", epoch=3)
+    stop = Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        Trainer(plan(), samples(plan(), data_dir), tmp_path / "second", tmp_path / "first").run(watching(stop))
+    third = Trainer(plan(), samples(plan(), data_dir), tmp_path / "third", tmp_path / "second")
+    assert third.state.epoch == 3
+
+
 # Nothing that was still to come
 
 
@@ -348,6 +358,7 @@ def changed(path: str, value: object) -> str:
         (changed("training_data.symbols", ["../../etc"]), "is not a symbol"),
         (changed("training_data.symbols", {}), "At least one symbol"),
         (changed("training_data.timeframes", ["1x"]), "is not a timeframe"),
+        (changed("model.training.resume_from", "../../etc/passwd"), "is not a session id"),
     ],
 )
 def test_a_strategy_that_cannot_be_trained_is_refused_with_the_reason(text, said):

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 from uuid import uuid4
 
 from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.hosts.training.plan import from_configurations
 from ktrdr_ops.hosts.training.sessions import AlreadyExists, Session, Sessions, TooMany
-from ktrdr_ops.hosts.training.shown import gone, listed, now
+from ktrdr_ops.hosts.training.shown import SessionId, gone, listed, now
 
 STOP_SECONDS = 30.0
-SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}$")]
 
 
 class Start(BaseModel):

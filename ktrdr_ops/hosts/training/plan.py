@@ -17,6 +17,8 @@ RECENT_DAYS = 365
 """The first generation trains on so many last days of its files, whatever days it is asked for."""
 ACTIVATIONS = ("relu", "tanh", "gelu", "sigmoid")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+SESSION_ID = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}$"
+"""Ids become file names."""
 _SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9.\-]{0,31}")
 _TIMEFRAME = re.compile(r"\d{1,3}(?:m|h|d|w|M)")
 _ONLY_WHEN_AND_WHERE = ("epochs", "checkpoint_every", "resume_from")
@@ -120,7 +122,7 @@ def _plan(
         patience=_whole("patience", early["patience"], 1, 1_000_000) if early.get("patience") is not None else None,
         seed=_whole("seed", training.get("seed", 42), 0, 2**63 - 1),
         checkpoint_every=_whole("checkpoint_every", training.get("checkpoint_every", 5), 1, 1_000_000),
-        resume_from=None if resume_from is None else str(resume_from),
+        resume_from=None if resume_from is None else _names("session id", str(resume_from), re.compile(SESSION_ID))[0],
         strategy=str(strategy.get("name", "strategy"))[:80],
     )
 

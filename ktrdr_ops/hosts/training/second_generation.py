@@ -10,10 +10,9 @@ from fastapi import FastAPI, HTTPException, Query
 from pydantic import BaseModel
 
 from ktrdr_ops.core.errors import InvalidValue
-from ktrdr_ops.hosts.training.first_generation import SessionId
 from ktrdr_ops.hosts.training.plan import from_yaml
 from ktrdr_ops.hosts.training.sessions import AlreadyExists, Session, Sessions, TooMany
-from ktrdr_ops.hosts.training.shown import gone, listed, now
+from ktrdr_ops.hosts.training.shown import SessionId, gone, listed, now
 
 _STATUS = {"initializing": "pending", "stopped": "cancelled"}
 _LIVE = ("pending", "resuming", "running")

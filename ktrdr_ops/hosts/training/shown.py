@@ -1,11 +1,16 @@
-"""What both generations say in the same words: their lists of sessions, and the end of one."""
+"""What is the same in both generations: ids, the list of sessions, and how one that is over is dropped."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from ktrdr_ops.hosts.training.plan import SESSION_ID
 from ktrdr_ops.hosts.training.sessions import Session, Sessions
+
+SessionId = Annotated[str, Field(pattern=SESSION_ID)]
 
 
 def now() -> str:

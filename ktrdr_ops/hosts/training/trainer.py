@@ -63,25 +63,29 @@ class Trainer:
         begin = fresh(self.network, (len(samples.names), *plan.hidden_layers, 1), plan.seed)
         found = None if earlier is None else load_checkpoint(earlier, begin, self._digest)
         self.state = begin if found is None else found
+        self._saved = 0
 
     def run(self, watch: Watch) -> State:
         """The state after the last epoch. Raises Stopped, Diverged, and OSError where a checkpoint cannot be
         written."""
         for record in self.state.records:
             watch.on_epoch(record)
-        saved = self.state.epoch
+        self._save()  # who goes on from this training, before its first checkpoint, goes on from the earlier one
         try:
             while not self.state.over(self.plan.epochs, self.plan.patience):
                 self.state = self._epoch(watch)
                 watch.on_epoch(self.state.records[-1])
                 if self.state.epoch % self.plan.checkpoint_every == 0:
-                    save_checkpoint(self._checkpoint, self.state, self._digest)
-                    saved = self.state.epoch
+                    self._save()
         except Stopped:
-            if self.state.epoch > saved:
-                save_checkpoint(self._checkpoint, self.state, self._digest)
+            self._save()
             raise
         return self.state
+
+    def _save(self) -> None:
+        if self.state.epoch > self._saved:
+            save_checkpoint(self._checkpoint, self.state, self._digest)
+            self._saved = self.state.epoch
 
     def _epoch(self, watch: Watch) -> State:
         began, state = time.monotonic(), self.state
