@@ -29,7 +29,8 @@ class TrainingProgressRenderer(ProgressRenderer):
         return with_parts(message, f"({inside})" if inside else "")
 
     def render_step_detail(self, state: GenericProgressState) -> str:
-        """``Epoch 5/10 · Batch 120/500 · cuda:0``; before there are epochs the plain message."""
+        """``Epoch 5/10 · Batch 120/500 · cuda:0``, at its end ``Epoch 5/10 · loss 0.6842 · val 0.6913 · best 3``; before
+        there are epochs the plain message."""
         context = state.context
         if not (context.get("epoch") and context.get("epochs")):
             return state.message
@@ -38,6 +39,13 @@ class TrainingProgressRenderer(ProgressRenderer):
             parts.append(f"Batch {context['batch']}/{context['batches']}")
         if context.get("accelerator"):
             parts.append(str(context["accelerator"]))
+        parts += [
+            f"{word} {value:.4f}"
+            for word, name in (("loss", "train_loss"), ("val", "val_loss"))
+            if isinstance(value := context.get(name), float)
+        ]
+        if "train_loss" in context and context.get("best_epoch"):
+            parts.append(f"best {context['best_epoch']}")
         return " · ".join(parts)
 
 

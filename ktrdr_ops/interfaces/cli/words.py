@@ -102,7 +102,7 @@ def pairs(values: Mapping[str, Json], *, many: int = _MANY) -> str:
     shown = [
         f"{safe(name).replace('_', ' ')} {_value(name, value)}"
         for name, value in values.items()
-        if value not in ("", [], {})
+        if value not in ("", [], {}) and not (isinstance(value, Mapping) and not any(map(_small, value.values())))
     ]
     return " · ".join(shown[:many])
 

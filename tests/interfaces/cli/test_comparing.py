@@ -99,6 +99,6 @@ def test_a_sparkline_has_a_sign_a_value_and_the_mean_of_some_where_there_is_no_r
 
 def test_a_list_of_two_to_64_numbers_is_a_curve():
     assert curves({"losses": [4, 3, 1], "name": "x", "one": [1], "words": ["a", "b"], "bools": [True, False]}) == (
-        "losses █▆▁"
+        "losses █▆▁ 1"
     )
     assert curves({"many": [1.0] * 65}) == ""

@@ -107,9 +107,9 @@ def test_at_a_terminal_the_line_says_for_what_it_waits(cli, stuck, event, words)
 def test_a_curve_of_the_context_is_drawn_beneath_the_bar(cli):
     code, shown = at_a_terminal(cli, "toy", "work", "good", "--rate", "0.5", "--pause", "0.1")
     assert code == 0
-    assert "    lefts █▄▂▁▁" in shown_lines(shown)
+    assert "    lefts █▄▂▁▁ 0.03125" in shown_lines(shown)
     assert any("Piece 3 (good) [3/5] (3/5 items) │ 12% left" in line for line in shown_lines(shown))
-    assert re.search(r"curves +lefts █▄▂▁▁", cli("show", "@last").out)
+    assert re.search(r"curves +lefts █▄▂▁▁ 0\.03125", cli("show", "@last").out)
     assert re.search(r"curves +lefts #", cli("show", "@last", PYTHONIOENCODING="ascii").out)
 
 

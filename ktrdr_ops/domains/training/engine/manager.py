@@ -82,7 +82,10 @@ class _Run:
         return await self._returned()
 
     def _tell(self, step: int, message: str, at: float) -> None:
-        self.progress.update_progress(step, message, step_range=(at, at))
+        """The curve so far stays in sight whatever is done."""
+        losses = self.epochs.curve.losses
+        context = {"losses": losses} if losses else None
+        self.progress.update_progress(step, message, context=context, step_range=(at, at))
 
     # 1
 
