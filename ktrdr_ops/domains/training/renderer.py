@@ -29,7 +29,7 @@ class TrainingProgressRenderer(ProgressRenderer):
         return with_parts(message, f"({inside})" if inside else "")
 
     def render_step_detail(self, state: GenericProgressState) -> str:
-        """``Epoch 5/10 · Batch 120/500 · cuda:0``, at its end ``Epoch 5/10 · loss 0.6842 · val 0.6913 · best 3``; before
+        """``Epoch 5/10 · Batch 120/500 · cuda:0``, at its end ``Epoch 5/10 · loss 0.684 · val 0.691 · best 3``; before
         there are epochs the plain message."""
         context = state.context
         if not (context.get("epoch") and context.get("epochs")):
