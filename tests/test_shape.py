@@ -20,7 +20,10 @@ import ktrdr_ops
 
 PACKAGE = Path(ktrdr_ops.__file__).parent
 DOMAINS = sorted(path.parent.name for path in (PACKAGE / "domains").glob("*/__init__.py"))
-HEAVY = {"alembic", "exchange_calendars", "fastapi", "httpx", "numpy", "pandas", "pyarrow", "pydantic", "sqlalchemy"}
+HEAVY = {
+    *("alembic", "exchange_calendars", "fastapi", "httpx", "numpy", "pandas", "pyarrow", "pydantic", "sqlalchemy"),
+    *("jax", "optax", "safetensors", "talib", "yaml"),
+}
 FOREIGN = re.compile(
     r"(?<![a-z])(?:symbol|timeframe|ohlcv|epoch|batch_?size|training|data_?load)s?(?![a-z])", re.IGNORECASE
 )

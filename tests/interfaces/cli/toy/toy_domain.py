@@ -67,8 +67,9 @@ async def publish(attempt, name, path):
     for version in (b"draft of ", b"toy "):
         content = version + name.encode()
         object, sha256 = attempt.objects.put(content), hashlib.sha256(version).hexdigest()
-        place = {"size": len(content), "name": str(path.absolute())}
-        await attempt.publish(Publication(kind="toy", key=name, object=object, sha256=sha256, **place))
+        where = str(path.absolute())
+        version_of = Publication(kind="toy", key=name, object=object, sha256=sha256, size=len(content), name=where)
+        await attempt.publish(version_of)
     path.write_bytes(content)
 
 
