@@ -109,6 +109,7 @@ async def asked_of(url: str) -> int:
         return int((await client.get(f"{url}/health/detailed")).json()["connection_pool_status"]["historical_requests"])
 
 
+@pytest.mark.slow
 async def test_a_load_that_was_killed_twice_ends_as_an_undisturbed_one(tmp_path):
     with data_host(latency=0.03) as url:
         undisturbed = await result_of(tmp_path / "undisturbed", url)

@@ -341,6 +341,7 @@ async def test_a_journal_is_verified_while_others_write_to_it(journal):
     assert reports[-1].events > reports[0].events
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_events_take_seconds_and_leave_the_loop_free(journal):
     claim = await started(journal)
     for items in range(100_000):

@@ -39,6 +39,7 @@ def left(home: Path, within: float = 10.0) -> list[psutil.Process]:
     return psutil.wait_procs(found, timeout=within)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_demo_holds_what_it_says_and_leaves_nothing_behind(home):
     # In a process of its own: it starts and kills others.

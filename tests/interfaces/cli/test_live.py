@@ -6,6 +6,8 @@ import json
 import os
 import pty
 import re
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime
 
@@ -14,17 +16,27 @@ import pytest
 from ktrdr_ops.core.progress import GenericProgressState
 from ktrdr_ops.interfaces.cli.words import progress_words
 
+# A session of its own has no terminal until it takes one; then Ctrl+C typed there reaches it.
+_TAKE_THE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 def at_a_terminal(cli, *arguments, presses=None, width=120, **environment):
     """Run it at a pseudo-terminal of this width; gives the exit code and all that was shown."""
-    child, terminal = pty.fork()
-    if child == 0:
-        try:
-            os.chdir(cli.folder)
-            command = cli.command("--journal", cli.journal, *arguments)
-            os.execve(command[0], command, cli.environment | {"COLUMNS": str(width)} | environment)
-        finally:
-            os._exit(127)
+    terminal, inner = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TAKE_THE_TERMINAL, *cli.command("--journal", cli.journal, *arguments)],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        cwd=cli.folder,
+        env=cli.environment | {"COLUMNS": str(width)} | environment,
+        start_new_session=True,
+    )
+    os.close(inner)
     if presses is not None:
         threading.Thread(target=presses, args=(terminal,), daemon=True).start()
     shown = b""
@@ -35,7 +47,7 @@ def at_a_terminal(cli, *arguments, presses=None, width=120, **environment):
         pass
     finally:
         os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown.decode("utf-8", "replace")
+    return process.wait(), shown.decode("utf-8", "replace")
 
 
 def test_at_a_terminal_a_bar_is_drawn_and_the_result_printed(cli):
