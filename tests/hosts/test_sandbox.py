@@ -146,6 +146,7 @@ def test_it_starts_from_a_checkout_that_only_the_working_folder_leads_to(folder,
     assert subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.startswith("http://")
 
 
+@pytest.mark.slow
 def test_an_idle_one_ends(folder):
     ensure_data_host(folder, idle_exit=2.0)
     assert gone(pid_of(folder))
@@ -166,6 +167,7 @@ def test_stopping_what_is_not_there_is_no_error(tmp_path):
 # Two hosts
 
 
+@pytest.mark.slow
 def test_each_host_is_found_replaced_and_ended_by_itself(folder):
     data, training = ensure_data_host(folder), training_host_of(folder, pace=0.5)
     assert httpx.get(f"{training}/health").json()["worker_status"] == "idle"
@@ -188,6 +190,7 @@ def test_a_training_host_over_other_folders_is_another(folder, tmp_path):
     assert pid_of(folder, "training") != pid
 
 
+@pytest.mark.slow
 def test_a_host_at_work_does_not_give_way_to_another(folder):
     sample_series(folder / "data", "AAPL", since="2011")
     url = training_host_of(folder, pace=0.2)

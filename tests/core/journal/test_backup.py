@@ -90,6 +90,7 @@ async def test_a_broken_journal_gets_no_backup_and_a_sound_one_does(journal, tmp
     assert names == ["before.db"]
 
 
+@pytest.mark.slow
 async def test_a_journal_is_copied_while_another_process_writes(journal, tmp_path):
     await worked(journal, updates=5000)
     code = (

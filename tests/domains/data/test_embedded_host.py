@@ -106,6 +106,7 @@ def run_load(folder, url):
     return subprocess.Popen([sys.executable, "-c", LOAD, str(folder), url], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_load_killed_after_its_fifth_segment_ends_with_the_same_hash_and_asks_for_nothing_twice(tmp_path, embedded):
     undisturbed = run_load(tmp_path / "undisturbed", embedded)
     folder = tmp_path / "killed"

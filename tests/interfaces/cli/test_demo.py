@@ -75,6 +75,7 @@ def test_a_claim_that_does_not_hold_makes_it_fail(home, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_told_with_its_words(home, capsys, monkeypatch):
     monkeypatch.setattr(demo, "SEVERAL", ("data", "load", "NOSUCH", "1d"))
     assert main(["demo"]) == 1
@@ -82,6 +83,7 @@ def test_a_command_that_fails_is_told_with_its_words(home, capsys, monkeypatch):
     assert list(home.rglob("demo-*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_told_to_stop_it_leaves_nothing_behind(home, number, code):
     process = subprocess.Popen([sys.executable, "-m", "ktrdr_ops", "demo"], stdout=subprocess.PIPE, text=True)

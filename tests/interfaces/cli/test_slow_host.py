@@ -31,6 +31,7 @@ def test_ctrl_c_while_a_request_hangs_ends_it_within_a_second(cli, slow_host):
     assert ran.json["cancellation"]["latency_ms"] < 1000
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_request_hangs_leaves_it_to_be_resumed(cli, slow_host):
     running = loading(cli)
     running.signal(signal.SIGTERM)
@@ -40,6 +41,7 @@ def test_sigterm_while_a_request_hangs_leaves_it_to_be_resumed(cli, slow_host):
     assert [one["operation_id"] for one in plan["resumed"]] == [ran.json["operation_id"]]
 
 
+@pytest.mark.slow
 def test_a_load_that_nobody_disturbs_completes(cli):
     ran = cli("--sandbox", "data", "load", "AAPL", "1d", "--json")
     assert ran.code == 0, ran.err
