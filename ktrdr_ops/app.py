@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import entry_points
@@ -41,6 +42,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _log = logging.getLogger(__name__)
 ENTRY_POINTS = "ktrdr_ops.domains"
+_HOST_SECONDS = 60.0
+"""How long a sandbox's host is taken to be where it was; idle, it lives ten times as long."""
 
 
 class Domains:
@@ -101,6 +104,7 @@ class AsyncApp:
         self._framework: AsyncOrchestrationFramework | None = None
         self._pool: HttpPool | None = None
         self._providers: dict[str, OperationProvider] = {}
+        self._prepared_at: dict[str, float] = {}
 
     @property
     def framework(self) -> AsyncOrchestrationFramework:
@@ -118,6 +122,7 @@ class AsyncApp:
                 journal=self.journal,
                 objects=self.objects,
                 resolve=self.provider,
+                outliving=lambda: frozenset(name for domain in self.domains for name in domain.outliving),
             )
         return self._framework
 
@@ -154,10 +159,21 @@ class AsyncApp:
         return serve
 
     def provider(self, operation_type: str) -> OperationProvider:
-        """The provider of an operation type. Raises InvalidValue that names what is missing."""
-        if operation_type not in self._providers:
+        """The provider of an operation type. Raises InvalidValue that names what is missing, and in a sandbox
+        HostUnavailable."""
+        if operation_type not in self._providers or self._moved(operation_type):
             self._providers.update(self._made(operation_type))
         return self._providers[operation_type]
+
+    def _moved(self, operation_type: str) -> bool:
+        """Whether the sandbox's host that it talks to has ended since, and another took its place."""
+        domain = self.domains.of_type(operation_type)
+        if not self.settings.sandbox or domain is None or not domain.hosts:
+            return False
+        if time.monotonic() - self._prepared_at.get(domain.name, float("-inf")) < _HOST_SECONDS:
+            return False
+        self._prepared_at[domain.name] = time.monotonic()
+        return prepared(self.settings, domain.hosts) != self.settings
 
     def _made(self, operation_type: str) -> Mapping[str, OperationProvider]:
         if operation_type == "group":
@@ -178,6 +194,7 @@ class AsyncApp:
         if self._pool is None:
             self._pool = HttpPool()
         self.settings = prepared(self.settings, domain.hosts)
+        self._prepared_at[domain.name] = time.monotonic()
         return domain.providers(DomainContext(self.settings, self._pool, self.journal.clock, self.settings.sandbox))
 
     async def run(

@@ -6,9 +6,7 @@ data cannot get into a real store.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,25 +66,13 @@ def announced(settings: Settings, name: str = "data") -> str | None:
     """The address that the sandbox's host of that name last said it has. Whether it still runs is for the caller to
     ask."""
     try:
-        return f"http://127.0.0.1:{int(json.loads(_state_file(settings, name).read_text())['port'])}"
+        return f"http://127.0.0.1:{int(json.loads((folder(settings) / f'{name}-host.json').read_text())['port'])}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def announce(settings: Settings, name: str, port: int, **said: Any) -> None:
     """Let the sandbox's commands find a host that this process runs, instead of any other."""
-    state_file = _state_file(settings, name)
-    state_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(state_file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # a command that is just starting a host holds it
-        temporary = state_file.with_suffix(f".{os.getpid()}")
-        temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps({"pid": os.getpid(), "port": port, **said}))
-        os.replace(temporary, state_file)
-    finally:
-        os.close(descriptor)
+    from ktrdr_ops.hosts.sandbox import announce_alone
 
-
-def _state_file(settings: Settings, name: str) -> Path:
-    return folder(settings) / f"{name}-host.json"
+    announce_alone(folder(settings), name, port, said)

@@ -6,10 +6,11 @@ import asyncio
 import atexit
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ktrdr_ops.core.domain import Domain
-from ktrdr_ops.core.errors import JournalRefused
+from ktrdr_ops.core.errors import InvalidValue, JournalRefused
 from ktrdr_ops.core.events import Event, Json
 from ktrdr_ops.core.journal import history
 
@@ -27,6 +28,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._chores: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ktrdr-ops-loop", daemon=True)
         self._thread.start()
 
@@ -36,7 +38,17 @@ class Loop:
         return self._loop.is_closed()
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Its result. Ctrl+C while waiting cancels it there; what it then states is waited for."""
+        """Its result. Ctrl+C while waiting cancels it there; what it then states is waited for.
+
+        Raises InvalidValue in the loop's own thread (a progress callback, an async operation), which would wait for
+        itself.
+        """
+        if threading.get_ident() == self._thread.ident:
+            coroutine.close()
+            raise InvalidValue(
+                "this call waits for the thread that makes it",
+                hint="In a callback or an async operation use open_app_async, or call it from a thread of your own.",
+            )
         if self.closed:
             coroutine.close()
             raise JournalRefused("this application was closed", hint="Open another: app = ko.open_app()")
@@ -55,6 +67,17 @@ class Loop:
             future.cancel()
             ended.wait()
             raise
+
+    def soon(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have it done without waiting; nothing where the loop has ended."""
+
+        def begin() -> None:
+            task = self._loop.create_task(make())
+            self._chores.add(task)
+            task.add_done_callback(self._chores.discard)
+
+        with suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(begin)
 
     def close(self) -> None:
         """End the thread."""
@@ -87,9 +110,8 @@ class SyncJournal:
         try:
             while (event := self._loop.wait(_next(coming))) is not None:
                 yield event
-        finally:
-            if not self._loop.closed:
-                self._loop.wait(coming.aclose())
+        finally:  # never waited for: whoever drops the tail may be the loop's own thread, or the interpreter's end
+            self._loop.soon(coming.aclose)
 
 
 async def _next(coming: AsyncIterator[Event]) -> Event | None:

@@ -20,13 +20,11 @@ if TYPE_CHECKING:
 class OperationProvider(ABC):
     """One operation type: what it takes, how it is done, in what words it is told.
 
-    ``resumable``: a later attempt goes on from the steps and checkpoints of the earlier ones. ``outlives``: what it
-    started on a host goes on when its process is gone, so a cancel without an owner is not confirmed.
+    ``resumable``: a later attempt goes on from the steps and checkpoints of the earlier ones.
     """
 
     operation_type: ClassVar[str]
     resumable: ClassVar[bool] = True
-    outlives: ClassVar[bool] = False
 
     @abstractmethod
     def validate(self, raw: Mapping[str, Any]) -> dict[str, Json]:
@@ -119,6 +117,8 @@ class Domain:
     ``fields`` are the context fields that lists can be filtered by; ``providers`` makes the providers by operation
     type when the first operation of the domain is about to run; ``renderer`` is what listing and replay need.
     ``hosts`` are the settings that name the host services which it talks to: the sandbox has its own in their places.
+    ``outliving``: of its operation types those whose work on a host goes on when their process is gone, so that a
+    cancel without an owner is not confirmed.
     """
 
     name: str
@@ -129,3 +129,4 @@ class Domain:
     commands: tuple[Command, ...] = ()
     fields: tuple[str, ...] = field(default=())
     hosts: tuple[str, ...] = field(default=())
+    outliving: tuple[str, ...] = field(default=())

@@ -60,7 +60,7 @@ class AsyncOrchestrationFramework:
     """Runs operations with cancellation, progress, error handling and a journal.
 
     ``journal=None`` makes one in a temporary directory, gone at exit. ``resolve`` gives the provider of an operation
-    type (for children and resumes by type).
+    type (for children and resumes by type), ``outliving`` the types whose work elsewhere goes on without their process.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class AsyncOrchestrationFramework:
         journal: Journal | None = None,
         objects: ObjectStore | None = None,
         resolve: Callable[[str], OperationProvider] | None = None,
+        outliving: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self.progress_manager = progress_manager
         self.cancellation_system = cancellation_system
@@ -84,6 +85,7 @@ class AsyncOrchestrationFramework:
         self.journal = journal
         self.objects = objects or ObjectStore(journal.path.parent / "objects")
         self._resolve = resolve
+        self._outliving = outliving
         self._watch = CancelWatch(journal)
 
     async def execute_operation(
@@ -188,22 +190,13 @@ class AsyncOrchestrationFramework:
         token = self.cancellation_system.get_token(operation_id)
         try:
             whole = token.operation_id if token is not None else await history.find(self.journal, operation_id)
-            whole = whole or operation_id
-            confirmed = not await self._outlives(whole)
-            await self.journal.append(Cancel(whole, requested_by, reason, self.journal.owner(), confirmed))
+            asked = Cancel(whole or operation_id, requested_by, reason, self.journal.owner(), self._outliving())
+            await self.journal.append(asked)
         except OperationNotFound as error:
             if isinstance(error, AmbiguousOperation):
                 raise
             return False
         return True
-
-    async def _outlives(self, operation_id: str) -> bool:
-        """Whether what it started elsewhere may go on without its process."""
-        state = await self.journal.state(operation_id)
-        try:
-            return self.resolve(state.operation_type).outlives
-        except InvalidValue:  # nobody here knows the type
-            return False
 
     def interrupt_all(self, reason: str) -> int:
         """This process was told to go: end what runs here as ``interrupted``, so that another attempt goes on."""
@@ -291,6 +284,9 @@ class AsyncOrchestrationFramework:
                 raise
             raise stop_error(attempt, error) from None
         except OperationInterrupted as error:
+            if token.is_cancelled():  # a child was told the same, and ended first
+                await shielded(self._stopped(attempt, error))
+                raise stop_error(attempt, error) from None
             await shielded(self._lost(attempt, error))
             raise
         except Exception as error:  # whatever an operation function raises is recorded, then raised again

@@ -7,7 +7,7 @@ second and never waited for, so that a process that is killed has at most its la
 compares the beginning of its items with the mark, and passes over it; other items in their place are refused.
 
 A track that begins in the loop of another belongs to that one's current item and is forgotten with it. Without a name
-it is known by its number among those that began in the same place.
+it is known by its number among those that began in the same place, by the same task or thread.
 """
 
 from __future__ import annotations
@@ -64,14 +64,32 @@ class Tally:
 
 def described(item: object) -> str:
     """What an item is recognised by in a later attempt: its repr. Raises InvalidValue where that is another one in
-    every process."""
+    every process, or does not say all of it (an array, a frame)."""
+    if _has_no_name(item):
+        raise InvalidValue(
+            f"a {type(item).__name__} cannot be recognised by a later attempt: what is printed of it is no name",
+            hint="Track what names it: an id, a path, a month; op.track(range(len(chunks))).",
+        )
     said = repr(item)
-    if isinstance(item, set | frozenset) or (" at 0x" in said and _ADDRESS.search(said)):
+    if " at 0x" in said and _ADDRESS.search(said):
         raise InvalidValue(
             f"{said[:80]} cannot be recognised by a later attempt: it says something else in every process",
             hint="Track what names it: an id, a path, a month.",
         )
     return said
+
+
+def _has_no_name(item: object) -> bool:
+    """Whether it is, or holds, a set (printed in another order by each process) or an array (printed in part)."""
+    if isinstance(item, str | int | float | None):
+        return False
+    if isinstance(item, set | frozenset):
+        return True
+    if isinstance(item, tuple | list):
+        return any(map(_has_no_name, item))
+    if isinstance(item, Mapping):
+        return any(map(_has_no_name, item.values()))
+    return hasattr(item, "__array__") and getattr(item, "ndim", 1) > 0
 
 
 def length(items: object) -> int:
@@ -119,6 +137,7 @@ class _Place:
         self.prefix = prefix
         self.track = track
         self.taken: set[str] = set()
+        self._unnamed_of: object = None
 
     def take(self, name: str | None) -> str:
         """The full name of a track that begins here."""
@@ -127,13 +146,32 @@ class _Place:
                 f"more than {MAX_TRACKS:,} tracks beside one another",
                 hint="Track the loop around them too: they are forgotten when its item is done.",
             )
-        name = name or str(len(self.taken) + 1)
+        name = name or self._number()
         if not _NAME.fullmatch(name):
             raise InvalidValue(f"{name[:80]!r} is no name of a track", hint="1 to 100 characters without / [ ]")
         if name in self.taken:
             raise InvalidValue(f"two tracks have the name {name!r}", hint="Give each loop a name of its own.")
         self.taken.add(name)
         return self.prefix + name
+
+    def _number(self) -> str:
+        """Which comes first is chance where several tasks or threads begin tracks: only one of them may leave its
+        tracks without names. Raises InvalidValue."""
+        me = _task_or_thread()
+        if self._unnamed_of not in (None, me):
+            raise InvalidValue(
+                "tracks of several tasks or threads in one place need names", hint="op.track(items, name='…')"
+            )
+        self._unnamed_of = me
+        return str(len(self.taken) + 1)
+
+
+def _task_or_thread() -> object:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        task = None
+    return threading.get_ident() if task is None else task
 
 
 _HERE: ContextVar[_Place | None] = ContextVar("ktrdr_ops_tracks", default=None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from functools import partial
 from pathlib import Path
+
+from ktrdr_ops.hosts.sandbox import announce
 
 
 def main() -> None:
@@ -57,11 +58,8 @@ def _serve_training(options: argparse.Namespace) -> None:
 
 
 def _announce(state_file: Path | None, options: dict[str, object], port: int) -> None:
-    if state_file is None:
-        return
-    temporary = state_file.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({"pid": os.getpid(), "port": port, **options}))
-    os.replace(temporary, state_file)
+    if state_file is not None:
+        announce(state_file, port, options)
 
 
 if __name__ == "__main__":

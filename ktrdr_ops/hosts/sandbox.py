@@ -51,7 +51,7 @@ def ensure_training_host(
     """The base URL of this sandbox's training host: see ``ensure_host``. ``pace``: seconds that an epoch takes at
     least. Raises HostUnavailable besides where what it computes with is not installed."""
     require_installed()
-    folders = {"data_dir": str(data_dir.absolute()), "models_dir": str(models_dir.absolute())}
+    folders = {"data_dir": str(data_dir.resolve()), "models_dir": str(models_dir.resolve())}
     how = {"generation": generation, "max_sessions": max_sessions, "pace": pace}
     return ensure_host("training", folder, {**folders, **how}, idle_exit=idle_exit)
 
@@ -139,16 +139,60 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
+def announce(state_file: Path, port: int, said: Mapping[str, Any]) -> None:
+    """Say where this process's host is, and hold the lock beside it for as long as this process lives."""
+    _held[state_file] = descriptor = os.open(_alive(state_file), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _locked(descriptor)
+    temporary = state_file.with_suffix(f".{os.getpid()}")
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps({"pid": os.getpid(), "port": port, **said}))
+    os.replace(temporary, state_file)
+
+
+def announce_alone(folder: Path, name: str, port: int, said: Mapping[str, Any]) -> None:
+    """``announce`` by a process that no command started: one that is just starting a host goes first."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(folder / f"{name}-host.lock"):
+        announce(folder / f"{name}-host.json", port, said)
+
+
+_held: dict[Path, int] = {}
+
+
+def _alive(state_file: Path) -> Path:
+    return state_file.with_suffix(".alive")
+
+
 def _running(state_file: Path) -> dict[str, Any] | None:
-    """What the state file says, if the host that wrote it answers and is not about to end."""
+    """What the state file says, if the host that wrote it lives and is not about to end. One that is only silent (it is
+    stopped, or has more to do than it can) lives: ``live`` is then 1, since nobody can say that it has no work."""
     try:
         state: dict[str, Any] = json.loads(state_file.read_text())
-        with _DIRECT.open(f"http://127.0.0.1:{state['port']}/embedded", timeout=2) as answer:
+        port = int(state["port"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    try:
+        with _DIRECT.open(f"http://127.0.0.1:{port}/embedded", timeout=2) as answer:
             said = json.load(answer)
         alive = not said["ending"] and said["pid"] == state["pid"]
-    except (OSError, HTTPException, ValueError, LookupError, TypeError):
+    except (OSError, HTTPException) as error:
+        refused = isinstance(getattr(error, "reason", error), ConnectionRefusedError)
+        return None if refused or not _lives(state_file) else {**state, "live": 1}
+    except (ValueError, LookupError, TypeError):
         return None
     return {**state, "live": said["live"]} if alive else None
+
+
+def _lives(state_file: Path) -> bool:
+    """Whether the process that announced itself there still holds its lock."""
+    try:
+        descriptor = os.open(_alive(state_file), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _locked(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _start(name: str, folder: Path, options: Sequence[str], idle_exit: float) -> dict[str, Any]:

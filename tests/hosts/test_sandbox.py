@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -213,3 +214,19 @@ def test_the_data_host_and_who_starts_a_host_load_nothing_that_trains():
     code = "import sys; import ktrdr_ops.hosts.data_host, ktrdr_ops.hosts.sandbox; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert {"jax", "optax", "safetensors", "pandas"} & set(ran.stdout.split()) == set()
+
+
+def test_a_host_that_is_silent_but_lives_is_not_replaced(folder):
+    url, pid = ensure_data_host(folder), pid_of(folder)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert ensure_data_host(folder) == url
+        assert pid_of(folder) == pid
+        with pytest.raises(HostUnavailable, match="is at work"):
+            ensure_data_host(folder, latency=0.5)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+    ensure_data_host(folder)  # the lock of one that was killed is free
+    assert pid_of(folder) != pid

@@ -8,7 +8,7 @@ is no longer the latest, or whose attempt has ended, is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from ktrdr_ops.core.errors import KeyIsLive, OperationFinished, OperationInterrupted, OperationNotFound, OwnershipLost
@@ -124,14 +124,15 @@ class Say:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Ask an operation to stop. Where nobody owns it, it is cancelled here and now, and so are its unfinished
-    children; ``confirmed`` is false where what it started elsewhere may go on all the same.
+    children. ``outliving`` are the operation types whose work elsewhere may go on all the same: such a cancel is not
+    confirmed, nor is that of a parent of one.
     """
 
     operation_id: str
     requested_by: str
     reason: str
     owner: Owner
-    confirmed: bool = True
+    outliving: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +245,23 @@ def _cancel(request: Cancel, view: View) -> Decision:
     if state.live and state.owner is not None:
         decision.drafts.append(_interrupted(state, GONE))
     decision.drafts += _cancelled_unowned(
-        state, request.owner, request.requested_by, request.reason, confirmed=request.confirmed
+        state, request.owner, request.requested_by, request.reason, confirmed=not _outlives(state, request, view)
     )
-    for child in view.children(state.operation_id):
-        if child.live or child.status == "interrupted":
-            below = Cancel(child.operation_id, request.requested_by, request.reason, request.owner)
-            decision.drafts += _cancel(below, view).drafts
+    for child in _unfinished(state, view):
+        decision.drafts += _cancel(replace(request, operation_id=child.operation_id), view).drafts
     return decision
+
+
+def _unfinished(parent: OperationState, view: View) -> list[OperationState]:
+    children = view.children(parent.operation_id)
+    return [child for child in children if child.live or child.status == "interrupted"]
+
+
+def _outlives(state: OperationState, request: Cancel, view: View) -> bool:
+    """Whether its work, or that of an unfinished child, may go on elsewhere."""
+    return state.operation_type in request.outliving or any(
+        _outlives(child, request, view) for child in _unfinished(state, view)
+    )
 
 
 def _settle(request: Settle, view: View) -> Decision:

@@ -1,6 +1,6 @@
 """From what an operation was made, and what was made from it: a walk through the journal, both ways.
 
-    inputs of an operation    what its step "inputs" names; what its children published
+    inputs of an operation    what its step "inputs" names; without that step, what its children published
     outputs                   what it published itself
     consumers of an output    the operations whose step "inputs" names it: by the operation that published it, or, where
                               none is named, by the content's hash
@@ -120,11 +120,9 @@ class _Walk:
     async def inputs(self, operation_id: str) -> list[dict[str, Json]]:
         self.above.add(operation_id)
         named = [dict(one) for one in self.uses.get(operation_id, ())]
-        makers = {one.get("operation_id") for one in named}
-        for child in await history.children(self.journal, operation_id):
-            if child.operation_id not in makers:
-                latest = {(one.kind, one.key): one for one in await self._published(child.operation_id)}
-                named += [{**_content(one), "evidence": CHILD} for one in latest.values()]
+        for child in () if operation_id in self.uses else await history.children(self.journal, operation_id):
+            latest = {(one.kind, one.key): one for one in await self._published(child.operation_id)}
+            named += [{**_content(one), "evidence": CHILD} for one in latest.values()]
         for one in named:
             one["operation"] = await self._maker(one.get("operation_id"))
         return named

@@ -31,8 +31,9 @@ class TrainingSystemConnector:
         cls, settings: Settings, pool: HttpPool | None = None, *, host: TrainingHostService | None = None
     ) -> TrainingSystemConnector:
         """Over the host and the folders of the settings. A given ``host`` is used with its own address."""
+        own = settings.sandbox and host is None
         host = host or TrainingHostService(settings.training_host_url, pool=pool)
-        return cls(TrainingManager(host, settings.models_dir, settings.data_dir, own_host=settings.sandbox))
+        return cls(TrainingManager(host, settings.models_dir, settings.data_dir, own_host=own))
 
     async def perform(
         self,

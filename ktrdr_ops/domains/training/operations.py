@@ -46,7 +46,6 @@ class TrainingOperationProvider(OperationProvider):
 
     operation_type: ClassVar[str] = OPERATION_TYPE
     resumable: ClassVar[bool] = True
-    outlives: ClassVar[bool] = True
 
     def __init__(self, connector: TrainingSystemConnector) -> None:
         self.connector = connector

@@ -3,8 +3,10 @@ after their end."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,7 +124,7 @@ class Sessions:
 
     def live(self) -> int:
         """How many train."""
-        return sum(session.live for session in self._sessions.values())
+        return sum(session.live for session in list(self._sessions.values()))
 
     def forget(self, session: Session) -> None:
         """Drop one that is over, with its checkpoint."""
@@ -150,8 +152,11 @@ class Sessions:
 
     def _trained(self, session: Session) -> dict[str, Any]:
         plan, began = session.plan, time.monotonic()
-        found = samples(plan, self.data_dir)
         earlier = None if plan.resume_from is None else self._checkpoint(plan.resume_from)
+        if earlier is not None:  # whoever goes on from this session, however soon it fails, goes on from there
+            with suppress(FileNotFoundError, FileExistsError):
+                os.link(earlier, self._checkpoint(session.session_id))
+        found = samples(plan, self.data_dir)
         trainer = Trainer(plan, found, self._checkpoint(session.session_id), earlier)
         session.status = "running"
         watch = Watch(stop=session.stop, on_epoch=session.after_epoch, on_batch=session.at_batch, pace=self.pace)

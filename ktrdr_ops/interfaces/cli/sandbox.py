@@ -80,8 +80,8 @@ def _training(
     context = _sandboxed(context)
     settings = context.settings
     folders: dict[str, Any] = {
-        "data_dir": settings.data_dir.absolute(),
-        "models_dir": settings.models_dir.absolute(),
+        "data_dir": settings.data_dir.resolve(),
+        "models_dir": settings.models_dir.resolve(),
     }
     how: dict[str, Any] = {"generation": generation, "max_sessions": max_sessions, "pace": pace}
     _serve(

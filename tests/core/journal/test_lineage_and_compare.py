@@ -125,3 +125,23 @@ def test_nested_values_are_named_by_their_path():
     assert flattened({"a": {"b": 1}, "c": [1, 2], "d": [{"e": 3}], "f": {}}) == {
         "a.b": 1, "c": [1, 2], "d.0.e": 3, "f": {},
     }  # fmt: skip
+
+
+async def test_what_a_child_made_is_no_input_where_the_operation_says_what_its_inputs_are(framework):
+    async def parent(operation, progress, token, attempt):
+        child = AsyncOperation("raw", "make", total_steps=1, parent_id=operation.operation_id)
+
+        async def work(operation, progress, token, attempt):
+            stored = attempt.objects.put(b"raw")
+            await attempt.publish(Publication(kind="thing", key="raw", object=stored, sha256="c" * 64, size=3))
+
+        await framework.execute_operation(child, work)
+        if evidence == "unknown":
+            await attempt.uses({"kind": "thing", "key": "raw", "sha256": None, "evidence": "unknown"})
+        return operation.operation_id
+
+    for evidence in ("unknown", "child"):
+        name = f"parent_{evidence}"
+        operation_id = await framework.execute_operation(AsyncOperation(name, "make", total_steps=1), parent)
+        inputs = (await lineage(framework.journal, operation_id))["inputs"]
+        assert [one["evidence"] for one in inputs] == [evidence]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused
-from ktrdr_ops.domains.training.engine.errors import SessionUnknown
 from ktrdr_ops.domains.training.engine.host import (
     MOST_CONCURRENT,
     START,
@@ -84,13 +83,9 @@ class FirstGenerationSession:
         path = _STATUS + self.session_id
         try:
             body = object_in(await self.host.get(path, token=token), path)
-        except HostAnswerWrong as error:
-            if says_unknown(error):
-                raise SessionUnknown(error.message) from error
-            raise
-        except HostRefused as error:
-            if error.details["status"] == 404:
-                raise SessionUnknown(error.message) from error
+        except (HostAnswerWrong, HostRefused) as error:
+            if error.details.get("status") == 404 or says_unknown(error, self.session_id):
+                raise await self.host.lost(self.session_id, error) from error
             raise
         status, said = status_of(body.get("status")), str(body.get("status"))
         progress, metrics = (
@@ -132,7 +127,7 @@ class FirstGenerationSession:
                 "/training/stop", {"session_id": self.session_id, "save_checkpoint": True}, deadline=_STOP_DEADLINE
             )
         except HostAnswerWrong as error:
-            if not says_unknown(error) and "is not running" not in error.message:
+            if not says_unknown(error, self.session_id) and "is not running" not in error.message:
                 raise
 
     async def result(self, token: CancellationToken) -> dict[str, Any] | None:

@@ -23,8 +23,9 @@ async def session_on(host: TrainingHostService, session_id: str, token: Cancella
     except HostRefused as error:
         if error.details["status"] != 404:
             raise
+        await host.listed(session_id)  # only a training host lists sessions: another service has no generation
         return SecondGenerationSession(host, session_id)
     except HostAnswerWrong as error:
-        if not says_unknown(error):
+        if not says_unknown(error, session_id):
             raise
     return FirstGenerationSession(host, session_id)

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ktrdr_ops.core.errors import HostAnswerWrong, HostServiceError
+from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused, HostServiceError
 from ktrdr_ops.core.host_service import AsyncHostService
-from ktrdr_ops.domains.training.engine.errors import HostBusy
+from ktrdr_ops.domains.training.engine.errors import HostBusy, SessionUnknown
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.cancellation import CancellationToken
@@ -86,14 +86,28 @@ class TrainingHostService(AsyncHostService):
         return self._url_of_host
 
     async def listed(self, session_id: str) -> Status | None:
-        """The status of a session that it lists; None where it lists no such session."""
-        sessions = object_in(await self.get(SESSIONS), SESSIONS).get("sessions")
+        """The status of a session that it lists; None where it lists no such session. Raises HostAnswerWrong where
+        what answers lists none at all: it is another service."""
+        try:
+            sessions = object_in(await self.get(SESSIONS), SESSIONS).get("sessions")
+        except HostRefused as error:
+            raise HostAnswerWrong(
+                f"what answers is no {SERVICE}: {error.message}", hint=error.hint, **error.details
+            ) from error
         if not isinstance(sessions, list):
             raise HostAnswerWrong(f"the {SERVICE} lists no sessions at {SESSIONS}")
         for each in sessions:
             if isinstance(each, dict) and each.get("session_id") == session_id:
                 return status_of(each.get("status"))
         return None
+
+    async def lost(self, session_id: str, error: HostServiceError) -> HostServiceError:
+        """What it means that a session was not found: SessionUnknown where the list of a training host lacks it too.
+        A 404 may be another service's, or another page's: then the answer is only wrong. Raises what the list raises.
+        """
+        if await self.listed(session_id) is None:
+            return SessionUnknown(error.message)
+        return HostAnswerWrong(f"the {SERVICE} lists the session and says: {error.message}", **error.details)
 
 
 class Session(Protocol):
@@ -114,9 +128,9 @@ class Session(Protocol):
         """What came of a completed one; None where the host tells nothing of results. Raises SessionUnknown."""
 
 
-def says_unknown(error: HostAnswerWrong) -> bool:
+def says_unknown(error: HostServiceError, session_id: str) -> bool:
     """Whether a 500 says that there is no such session."""
-    return error.details.get("status") == 500 and "not found" in error.message
+    return error.details.get("status") == 500 and f"Session {session_id} not found" in error.message
 
 
 def busy(error: HostServiceError) -> HostBusy:

@@ -76,7 +76,6 @@ class _Run:
     async def run(self) -> TrainingResult:
         if "saved" not in self.attempt.steps:
             if "trained" not in self.attempt.steps:
-                await self._prepared()
                 await self._trained()
             await self._saved()
         return await self._returned()
@@ -92,6 +91,7 @@ class _Run:
     async def _prepared(self) -> None:
         _: dict[str, Any] = await self.attempt.step("code", self._code)
         await prepared(self.config.series, self.attempt, self.progress, PREPARED_AT)
+        self._tell(2, "Starting session", PREPARED_AT)
 
     async def _code(self) -> dict[str, Any]:
         return {"git_commit": await asyncio.to_thread(provenance.git_commit, Path.cwd())}
@@ -99,9 +99,8 @@ class _Run:
     # 2 and 3
 
     async def _trained(self) -> None:
-        self._tell(2, "Starting session", PREPARED_AT)
         training = Training(self.manager.host, self.config, self.attempt, self.epochs, self.manager.stop_deadline)
-        result = await training.completed(lambda: self._tell(2, "Session started", FROM))
+        result = await training.completed(self._prepared, lambda: self._tell(2, "Session started", FROM))
         curve = self.epochs.curve
         last = {"epochs": curve.last, "best_epoch": curve.best, "metrics": curve.metrics}
         await self.attempt.complete_step("trained", {"session_id": training.session_id, **last, **trimmed(result)})
@@ -112,7 +111,12 @@ class _Run:
         self._tell(4, "Evaluating and saving", 96.0)
         attempt, config, manager, trained = self.attempt, self.config, self.manager, self.attempt.steps["trained"]
         known = await provenance.evidence(
-            config.series, trained["files"], attempt, manager.data_dir, own_host=manager.own_host
+            config.series,
+            trained["files"],
+            attempt,
+            manager.data_dir,
+            own_host=manager.own_host,
+            session_id=trained["session_id"],
         )
         await attempt.uses(*(each.used() for each in known))
         taken = await asyncio.to_thread(

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ktrdr_ops.core.journal import history
+
 if TYPE_CHECKING:
     from ktrdr_ops.core.attempt import Attempt
     from ktrdr_ops.core.events import Json
@@ -51,18 +53,32 @@ class Evidence:
 
 
 async def evidence(
-    series: Iterable[tuple[str, str]], files: Iterable[Any], attempt: Attempt, data_dir: Path, *, own_host: bool
+    series: Iterable[tuple[str, str]],
+    files: Iterable[Any],
+    attempt: Attempt,
+    data_dir: Path,
+    *,
+    own_host: bool,
+    session_id: str,
 ) -> list[Evidence]:
-    """What is known of each series, from the files that the host says it read."""
+    """What is known of each series, from the files that the host says it read. Only what was published before the
+    session had started can be what it read."""
+    before = await _started(attempt, session_id)
     told = {(str(each.get("symbol")), str(each.get("timeframe"))): each for each in files if isinstance(each, Mapping)}
     return [
-        await _evidence(symbol, timeframe, told.get((symbol, timeframe)), attempt, data_dir, own_host)
+        await _evidence(symbol, timeframe, told.get((symbol, timeframe)), attempt, data_dir, own_host, before)
         for symbol, timeframe in series
     ]
 
 
 async def _evidence(
-    symbol: str, timeframe: str, told: Mapping[str, Any] | None, attempt: Attempt, data_dir: Path, own_host: bool
+    symbol: str,
+    timeframe: str,
+    told: Mapping[str, Any] | None,
+    attempt: Attempt,
+    data_dir: Path,
+    own_host: bool,
+    before: int,
 ) -> Evidence:
     unknown = Evidence(symbol, timeframe)
     sha = None if told is None else told.get("sha256")
@@ -71,7 +87,11 @@ async def _evidence(
     if not own_host and await asyncio.to_thread(_sha256_of, told.get("path"), data_dir) != sha:
         return unknown
     key = f"{symbol}:{timeframe}"
-    published = [each for each in await attempt.catalogue.every(SERIES, key) if each.key == key and each.object == sha]
+    published = [
+        each
+        for each in await attempt.catalogue.every(SERIES, key)
+        if each.key == key and each.object == sha and each.position < before
+    ]
     if not published:  # a file of the user's that no operation made
         return unknown if own_host else Evidence(symbol, timeframe, "shared_folder", object=sha, rows=_rows(told))
     last = published[0]
@@ -80,6 +100,15 @@ async def _evidence(
     return Evidence(
         symbol, timeframe, how, last.sha256, sha, last.operation_id, rows if isinstance(rows, int) else None
     )
+
+
+async def _started(attempt: Attempt, session_id: str) -> int:
+    """The position at which the journal says that the session had started."""
+    for event in await history.marks(attempt.journal, attempt.operation.operation_id):
+        value = getattr(event.fact, "value", None)
+        if isinstance(value, dict) and value.get("session_id") == session_id and "generation" in value:
+            return event.position
+    return 0
 
 
 def _rows(told: Mapping[str, Any]) -> int | None:

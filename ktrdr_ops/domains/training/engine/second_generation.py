@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused, HostUnavailable
+from ktrdr_ops.core.redaction import is_secret
 from ktrdr_ops.domains.training.engine.config import MOST_EPOCHS
-from ktrdr_ops.domains.training.engine.errors import SessionUnknown
 from ktrdr_ops.domains.training.engine.host import (
     SERVICE,
     START,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.cancellation import CancellationToken
     from ktrdr_ops.domains.training.engine.config import TrainingConfig
 
+_MOST_METRICS = 40
 _OPERATIONS = "/api/v1/operations/"
 
 
@@ -109,7 +111,7 @@ class SecondGenerationSession:
             return await self.host.get(path, params=params or None, token=token)
         except HostRefused as error:
             if error.details["status"] == 404:
-                raise SessionUnknown(error.message) from error
+                raise await self.host.lost(self.session_id, error) from error
             raise
 
     async def stop(self) -> None:
@@ -133,8 +135,10 @@ def _is_record(value: Any) -> bool:
 
 
 def _metrics(record: dict[str, Any]) -> dict[str, float | None]:
-    return {
+    """Its numbers, so many as an event holds; one under a name that secrets have could not be kept whole."""
+    numbers = {
         str(name): number(value)
         for name, value in record.items()
-        if name not in ("epoch", "timestamp") and not isinstance(value, str | list | dict)
+        if name not in ("epoch", "timestamp") and not isinstance(value, str | list | dict) and not is_secret(str(name))
     }
+    return dict(islice(numbers.items(), _MOST_METRICS))

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ktrdr_ops.core.errors import (
     HostAnswerWrong,
     HostRefused,
+    HostServiceError,
     HostUnavailable,
     OperationCancelledException,
     OperationInterrupted,
@@ -41,7 +42,7 @@ STOP_DEADLINE = 30.0
 """Seconds in which the host must have stopped after a cancel; later the cancel is not confirmed."""
 _GRACE = 2.0
 _FASTEST_POLL, _SLOWEST_POLL, _POLL_RATIO = 0.1, 5.0, 4.0
-_AN_ANSWER = ("500", "501", "502", "504")
+_AN_ANSWER = ("500", "501")
 """A start that fails so was answered; any other answer that cannot be used may have been lost on its way."""
 
 
@@ -62,22 +63,32 @@ class Training:
         self.token = attempt.token
         self.epochs = epochs
         self._id = attempt.operation.operation_id
-        self.number = 0
-        self.session_id = ""
         self._patience = Patience(attempt, epochs.last_seen)
         self._stop_deadline = stop_deadline
         self._session: Session | None = None
         self._starting: asyncio.Future[None] | None = None
-        self._may_run = False
+        self._open()
 
-    async def completed(self, began: Callable[[], None]) -> Mapping[str, Any]:
-        """Have a session completed, an earlier attempt's if there is one; ``began`` is called when it runs.
+    def _open(self) -> None:
+        """The first session that has not ended. One whose id was there before this attempt may run, whether or not the
+        journal says that it was started: its start may have been sent."""
+        steps = self.attempt.steps
+        self.number = next(number for number in count(1) if self._step("ended", number) not in steps)
+        self._may_run = self._step() in steps
+        self.session_id = str(steps[self._step()]["session_id"]) if self._may_run else ""
+        if self._may_run:
+            self.attempt.grace_seconds = self._stop_deadline + _GRACE
+
+    async def completed(self, prepare: Callable[[], Awaitable[None]], began: Callable[[], None]) -> Mapping[str, Any]:
+        """Have a session completed, an earlier attempt's if there is one: first ``prepare``; ``began`` is called when
+        it runs. A cancel at any moment, in ``prepare`` too, stops a session that may run.
 
         Gives what the host says of the result, empty where it says nothing. Raises SessionFailed, SessionStopped,
         TrainingHostUnavailable, OperationInterrupted for an outcome that is not known, OperationCancelledException
         once the host has stopped (or, ``confirmed=False``, has not).
         """
         try:
+            await prepare()
             while True:
                 session, found = await self._begun()
                 began()
@@ -102,14 +113,13 @@ class Training:
 
     async def _begun(self) -> tuple[Session, bool]:
         """The session that an earlier attempt started (then True), or a new one."""
+        self._open()
         steps = self.attempt.steps
-        self.number = next(number for number in count(1) if self._step("ended", number) not in steps)
         if self._step() not in steps:
             value = {"session_id": f"{self._id}_{secrets.token_hex(4)}", "resume_from": self._earlier()}
             await self.attempt.complete_step(self._step(), value)
         self.session_id, resume_from = (steps[self._step()][name] for name in ("session_id", "resume_from"))
         found = self._step("started") in steps
-        self._may_run = found
         self._patience.answered |= found
         self.attempt.grace_seconds = self._stop_deadline + _GRACE
         session = self._session = await self._patience.usable(
@@ -140,7 +150,13 @@ class Training:
         before, self._may_run = self._may_run, True
         try:
             await session.start(self.config, resume_from)
-        except (HostBusy, HostRefused):
+        except HostBusy:
+            with contextlib.suppress(HostServiceError):  # it may be busy with this very session: its answer was lost
+                if await self.host.listed(self.session_id) is not None:
+                    return
+            self._may_run = before
+            raise
+        except HostRefused:
             self._may_run = before
             raise
         except HostAnswerWrong as error:

@@ -22,13 +22,16 @@ async def stopped(host: TrainingHostService, session_id: str, session: Session |
     """How the session is when it no longer runs: ``stopped``, ``failed``, ``completed``, or ``gone`` where the host
     does not list it. Without end if it goes on, or the host stays away: the deadline is the caller's.
 
-    ``session`` is None where the host's generation is not known yet. Raises HostRefused where the host lists nothing.
+    ``session`` is None where the generation is not known yet. Raises HostRefused where the host refuses the question.
     """
     if session is None:
         session = await _answered(lambda: session_on(host, session_id, None))
-    with contextlib.suppress(HostRefused):
-        await _answered(session.stop)
+    asked = float("-inf")
     while True:
+        if time.monotonic() - asked >= PROBE_SECONDS:  # one that came too early did nothing
+            with contextlib.suppress(HostRefused):
+                await _answered(session.stop)
+            asked = time.monotonic()
         began = time.monotonic()
         status = await _answered(lambda: host.listed(session_id))
         if status != "running":
