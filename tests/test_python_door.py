@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import signal
 import subprocess
@@ -259,6 +260,31 @@ def test_an_item_that_says_something_else_in_every_process_is_refused(app):
 
     with pytest.raises(InvalidValue, match="cannot be recognised"):
         app.run("addresses")
+
+
+def frame():
+    import pandas as pd
+
+    return pd.DataFrame({"a": range(100)})
+
+
+def array():
+    import numpy as np
+
+    return np.arange(2000)
+
+
+@pytest.mark.parametrize(
+    "item", [array, frame, lambda: ("a", array()), lambda: {"of": [array()]}, lambda: ("MSFT", frozenset({"rsi"}))]
+)
+def test_an_item_whose_text_does_not_say_all_of_it_is_refused(any_app, item):
+    @any_app.operation("nameless_items")
+    def nameless_items(op):
+        for _ in op.track([item()]):
+            pass
+
+    with pytest.raises(InvalidValue, match="cannot be recognised by a later attempt: what is printed of it is no name"):
+        any_app.run("nameless_items", how=ko.How(fresh=True))
 
 
 def test_many_kinds_of_items_are_tracked(app):
@@ -542,6 +568,65 @@ def test_tracks_in_threads_of_their_own_need_names(app):
     assert app.run("threads", named=True) == 12
     with pytest.raises(InvalidValue, match="needs a name"):
         app.run("threads", named=False)
+
+
+@pytest.mark.parametrize("kind", ["tasks", "threads"])
+def test_only_one_task_or_thread_in_a_place_may_leave_its_tracks_without_names(app, kind):
+    """Each would take a number by chance: the marks of one attempt would be the other loop's in the next."""
+    barrier = threading.Barrier(2)
+
+    @app.operation("unnamed_tasks")
+    async def unnamed_tasks(op, named):
+        async def work(word):
+            for _ in op.track([word] * 3, name=word if named else None):
+                await asyncio.sleep(0)
+
+        await asyncio.gather(work("a"), work("b"))
+
+    @app.operation("unnamed_threads")
+    def unnamed_threads(op, named):
+        def work(word):
+            barrier.wait(DEADLINE)
+            list(op.track([word] * 3, name=word if named else None))
+
+        with ThreadPoolExecutor(2) as pool:
+            for running in [pool.submit(contextvars.copy_context().run, work, word) for word in "ab"]:
+                running.result(DEADLINE)
+
+    app.run(f"unnamed_{kind}", named=True)
+    with pytest.raises(InvalidValue, match="need names"):
+        app.run(f"unnamed_{kind}", named=False)
+
+
+def test_a_call_that_would_wait_for_its_own_thread_says_so(app):
+    said = []
+
+    @app.operation("one_step")
+    def one_step(op):
+        list(op.track(range(3)))
+
+    def callback(state):
+        try:
+            said.append(app.show("@last")["status"])  # in the function's thread nothing is wrong with it
+        except InvalidValue as error:
+            said.append(error.message)
+
+    app.run("one_step", progress_callback=callback)
+    assert set(said) - {"running"} == {"this call waits for the thread that makes it"}
+
+
+def test_an_interpreter_that_holds_a_tail_ends(tmp_path):
+    script = """
+import ktrdr_ops as ko
+app = ko.open_app()
+app.operation("held")(lambda op: None)
+app.run("held")
+tail = app.journal.tail()
+print(next(tail).type)
+"""
+    process = started(script, tmp_path)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err, out) == (0, "", "submitted\n")
 
 
 def test_plain_functions_may_wait_for_others_of_their_kind(app):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import orjson
@@ -140,8 +141,8 @@ async def curves(journal: Journal, operation_id: str) -> dict[str, Curve]:
 
 
 def _moved(values: Sequence[float]) -> list[float]:
-    """The curve; one value of a number that never moved, however often it was told."""
-    return list(values) if len(set(values)) > 1 else list(values[:1])
+    """The curve without what was only told again: how often it was is chance."""
+    return [value for value, _ in groupby(values)]
 
 
 def _differing(each: Sequence[Mapping[str, Json]]) -> set[str]:

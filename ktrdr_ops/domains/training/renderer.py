@@ -35,8 +35,8 @@ class TrainingProgressRenderer(ProgressRenderer):
         if not (context.get("epoch") and context.get("epochs")):
             return state.message
         parts = [f"Epoch {context['epoch']}/{context['epochs']}"]
-        if context.get("batch") and context.get("batches"):
-            parts.append(f"Batch {context['batch']}/{context['batches']}")
+        if context.get("batch"):
+            parts.append(f"Batch {context['batch']}")
         if context.get("accelerator"):
             parts.append(str(context["accelerator"]))
         parts += [

@@ -121,6 +121,20 @@ async def test_only_what_differs_is_left_with_the_curves_of_what_was_told(framew
         found.sorted_by("speed")
 
 
+async def test_a_number_that_was_only_told_again_makes_no_other_curve(framework):
+    async def counted(name, numbers):
+        async def work(operation, progress, token, attempt):
+            for step, number in enumerate(numbers, 1):
+                progress.update_progress(step, f"{step}", context={"count": number})
+            return operation.operation_id
+
+        return await framework.execute_operation(AsyncOperation(name, "make", total_steps=len(numbers)), work)
+
+    once, again, other = [await counted(f"c{i}", numbers) for i, numbers in enumerate(([1, 2], [1, 1, 2], [1, 2, 1]))]
+    assert (await compare(framework.journal, [once, again])).names("curves") == []
+    assert (await compare(framework.journal, [once, other])).names("curves") == ["count"]
+
+
 def test_nested_values_are_named_by_their_path():
     assert flattened({"a": {"b": 1}, "c": [1, 2], "d": [{"e": 3}], "f": {}}) == {
         "a.b": 1, "c": [1, 2], "d.0.e": 3, "f": {},

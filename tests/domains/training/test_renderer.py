@@ -52,7 +52,7 @@ def test_rendering_a_rendered_message_again_adds_nothing(message, context):
 @pytest.mark.parametrize(
     ("context", "shown"),
     [
-        ({**MLP, "epoch": 5, "epochs": 10, "batch": 120, "batches": 500}, "Epoch 5/10 · Batch 120/500"),
+        ({**MLP, "epoch": 5, "epochs": 10, "batch": "120/500"}, "Epoch 5/10 · Batch 120/500"),
         ({**MLP, "epoch": 5, "epochs": 10}, "Epoch 5/10"),
         ({**MLP, "epoch": 5, "epochs": 10, "accelerator": "cuda:0"}, "Epoch 5/10 · cuda:0"),
         (MLP, "Preparing data"),

@@ -10,8 +10,8 @@ import pytest
 from ktrdr_ops.core.errors import HostUnavailable, OperationCancelledException, OperationInterrupted
 from ktrdr_ops.core.orchestration import How
 from ktrdr_ops.domains.training.engine.errors import SessionFailed, SessionStopped, TrainingServiceError
-from tests.domains.training.training_host import TrainingHost
-from tests.domains.training.trainings import events, step_names, steps, train, until_event
+from tests.domains.training.training_host import TrainingHost, record
+from tests.domains.training.trainings import events, step_names, steps, train, until, until_event
 from tests.faulty_host import answers, html, refusing_url, reset_at_once
 
 
@@ -274,7 +274,7 @@ async def test_percentages_that_the_host_has_wrong_are_not_believed_and_batches_
         task = await begun(app, host)
         for _ in range(5):
             told = len(host.session.records) + 1
-            await until_event(app, lambda event, told=told: batch_in(event) == (told, 31, 31))
+            await until_event(app, lambda event, told=told: batch_in(event) == (told, "31/31"))
             host.advance(1)
         await task
         percentages = [event.fact.percentage for event in await events(app, "progressed")]
@@ -283,7 +283,22 @@ async def test_percentages_that_the_host_has_wrong_are_not_believed_and_batches_
 
 def batch_in(event):
     context = getattr(event.fact, "context", {})
-    return (context.get("epoch"), context.get("batch"), context.get("batches"))
+    return (context.get("epoch"), context.get("batch"))
+
+
+async def test_a_host_that_still_runs_after_the_last_epoch_is_in_no_further_one(opened, either):
+    either.pace = None
+    async with opened(either) as app:
+        task = await begun(app, either)
+        either.session.batch = (7, 31)
+        either.session.records += [record(at, either.session.seed) for at in range(5)]
+        await until_event(app, lambda event: getattr(event.fact, "name", "") == "epoch 5")
+        asked = len(either.asked)
+        await until(lambda: asyncio.sleep(0, len(either.asked) > asked + 4))
+        either.advance(0)
+        await task
+        told = {event.fact.context.get("epoch", 0) for event in await events(app, "progressed")}
+    assert max(told) == 5
 
 
 async def test_the_generations_are_told_apart_by_what_a_status_call_answers_too(opened):

@@ -67,9 +67,9 @@ class Epochs:
     def trains(self, batch: Batch | None) -> None:
         """The host says that it trains, and perhaps where it is within an epoch that has not ended."""
         last = self.curve.last
-        if batch is not None and batch.epoch > last and batch != self._batch:
+        if batch is not None and last < batch.epoch <= self._epochs and batch != self._batch:
             self._batch = batch
-            context = {"epoch": batch.epoch, "batch": batch.batch, "batches": batch.batches}
+            context = {"epoch": batch.epoch, "batch": f"{batch.batch}/{batch.batches}"}  # a place, not a metric
             self._tell(batch.epoch - 1, context, batch.batch / batch.batches)
         elif time.monotonic() - self._told_at > SAY_SECONDS:
             self._tell(last, {"epoch": last} if last else {})
