@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import entry_points
@@ -28,7 +28,7 @@ from ktrdr_ops.core.journal.tail import until_over
 from ktrdr_ops.core.progress import PlainRenderer
 from ktrdr_ops.core.redaction import redact_text
 from ktrdr_ops.core.state import document
-from ktrdr_ops.sandbox import prepared
+from ktrdr_ops.sandbox import moved, prepared
 from ktrdr_ops.settings import Settings, load_settings
 from ktrdr_ops.waited import App, Loop
 
@@ -42,8 +42,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _log = logging.getLogger(__name__)
 ENTRY_POINTS = "ktrdr_ops.domains"
-_HOST_SECONDS = 60.0
-"""How long a sandbox's host is taken to be where it was; idle, it lives ten times as long."""
 
 
 class Domains:
@@ -104,7 +102,7 @@ class AsyncApp:
         self._framework: AsyncOrchestrationFramework | None = None
         self._pool: HttpPool | None = None
         self._providers: dict[str, OperationProvider] = {}
-        self._prepared_at: dict[str, float] = {}
+        self._making = threading.Lock()
 
     @property
     def framework(self) -> AsyncOrchestrationFramework:
@@ -122,7 +120,6 @@ class AsyncApp:
                 journal=self.journal,
                 objects=self.objects,
                 resolve=self.provider,
-                outliving=lambda: frozenset(name for domain in self.domains for name in domain.outliving),
             )
         return self._framework
 
@@ -159,21 +156,17 @@ class AsyncApp:
         return serve
 
     def provider(self, operation_type: str) -> OperationProvider:
-        """The provider of an operation type. Raises InvalidValue that names what is missing, and in a sandbox
-        HostUnavailable."""
-        if operation_type not in self._providers or self._moved(operation_type):
-            self._providers.update(self._made(operation_type))
-        return self._providers[operation_type]
+        """The provider of an operation type, for any thread. In a sandbox it waits a second or two for a host that has
+        to be started. Raises InvalidValue that names what is missing, and in a sandbox HostUnavailable."""
+        with self._making:
+            if operation_type not in self._providers or self._moved(operation_type):
+                self._providers.update(self._made(operation_type))
+            return self._providers[operation_type]
 
     def _moved(self, operation_type: str) -> bool:
-        """Whether the sandbox's host that it talks to has ended since, and another took its place."""
+        """Whether the sandbox's host that it talks to has ended since."""
         domain = self.domains.of_type(operation_type)
-        if not self.settings.sandbox or domain is None or not domain.hosts:
-            return False
-        if time.monotonic() - self._prepared_at.get(domain.name, float("-inf")) < _HOST_SECONDS:
-            return False
-        self._prepared_at[domain.name] = time.monotonic()
-        return prepared(self.settings, domain.hosts) != self.settings
+        return domain is not None and moved(self.settings, domain.hosts)
 
     def _made(self, operation_type: str) -> Mapping[str, OperationProvider]:
         if operation_type == "group":
@@ -194,7 +187,6 @@ class AsyncApp:
         if self._pool is None:
             self._pool = HttpPool()
         self.settings = prepared(self.settings, domain.hosts)
-        self._prepared_at[domain.name] = time.monotonic()
         return domain.providers(DomainContext(self.settings, self._pool, self.journal.clock, self.settings.sandbox))
 
     async def run(

@@ -50,6 +50,26 @@ _HOSTS: dict[str, Callable[[Settings, Mapping[str, Any]], str]] = {
 }
 
 
+def moved(settings: Settings, hosts: Sequence[str]) -> bool:
+    """Whether a host of the sandbox that these settings name has ended, or another took its place."""
+    from ktrdr_ops.hosts.sandbox import living_host
+
+    return settings.sandbox and any(
+        getattr(settings, name) != living_host(_NAMES[name], folder(settings)) for name in hosts if name in _NAMES
+    )
+
+
+_NAMES = {"ib_host_url": "data", "training_host_url": "training"}
+
+
+def addresses(settings: Settings) -> dict[str, str | None]:
+    """What the settings that name hosts stand for in this sandbox: the hosts that run now; None for one that is started
+    when it is needed."""
+    from ktrdr_ops.hosts.sandbox import living_host
+
+    return {name: living_host(host, folder(settings)) for name, host in _NAMES.items()}
+
+
 def folder(settings: Settings) -> Path:
     """Where the sandbox's hosts say where they are: beside its journal."""
     return settings.journal.parent

@@ -56,7 +56,9 @@ class Attempt:
     """One process's try at an operation. Operation functions get it as their fourth argument.
 
     ``grace_seconds``: how long the function may take to stop by itself after a cancel before its task is cancelled.
-    ``patience``: seconds that it waits for a host that is absent or busy, each time.
+    ``patience``: seconds that it waits for a host that is absent or busy, each time. ``goes_on_elsewhere``: whether
+    what it, or an earlier attempt, started on a host may go on when this one ends: a cancel is then not confirmed. The
+    function of an operation that ``outlives`` says so as it learns it.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Attempt:
         self._run_child = run_child
         self.grace_seconds = GRACE_SECONDS
         self.patience = patience
+        self.goes_on_elsewhere = operation.outlives and claim.attempt > 1
 
     async def take_over(self, claim: Claim) -> None:
         """Learn what earlier attempts left: the values of completed steps, and the last checkpoint."""
@@ -217,6 +220,13 @@ class Attempt:
                 },
             )
         )
+
+    async def fence(self) -> None:
+        """Raises OwnershipLost where this attempt is over: before what cannot be taken back."""
+        own = self.operation.operation_id
+        state = await self.journal.state(own)
+        if state.attempt != self.number or not state.live:
+            raise OwnershipLost(f"attempt {self.number} of {own} is over", operation_id=own, attempt=self.number)
 
     def is_over(self, error: Exception) -> bool:
         """Whether an error says that this very attempt can state nothing more: it was taken over, or the writer is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ async def run_child(
 ) -> Json:
     """The journaled result of a child, which is run unless an earlier attempt of its parent has completed it."""
     parent.token.check_cancellation_point(parent.operation.operation_id)
-    provider = framework.resolve(operation_type)
+    provider = await asyncio.to_thread(framework.resolve, operation_type)
     operation = provider.operation(provider.validate(parameters))
     parent_id = parent.operation.operation_id
     wanted = digest(strict(operation.context if operation.parameters is None else operation.parameters))

@@ -117,8 +117,6 @@ class Domain:
     ``fields`` are the context fields that lists can be filtered by; ``providers`` makes the providers by operation
     type when the first operation of the domain is about to run; ``renderer`` is what listing and replay need.
     ``hosts`` are the settings that name the host services which it talks to: the sandbox has its own in their places.
-    ``outliving``: of its operation types those whose work on a host goes on when their process is gone, so that a
-    cancel without an owner is not confirmed.
     """
 
     name: str
@@ -129,4 +127,3 @@ class Domain:
     commands: tuple[Command, ...] = ()
     fields: tuple[str, ...] = field(default=())
     hosts: tuple[str, ...] = field(default=())
-    outliving: tuple[str, ...] = field(default=())

@@ -24,7 +24,8 @@ Json = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """An operation was asked for. ``parameters`` are as asked, after validation and defaults."""
+    """An operation was asked for. ``parameters`` are as asked, after validation and defaults; ``outlives``: what it
+    starts elsewhere may go on without its process."""
 
     type: ClassVar[str] = "submitted"
     event_class: ClassVar[EventClass] = "start"
@@ -37,6 +38,7 @@ class Submitted:
     context: dict[str, Json] = field(default_factory=dict)
     parent_id: str | None = None
     estimated_seconds: float | None = None
+    outlives: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

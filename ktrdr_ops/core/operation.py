@@ -27,7 +27,8 @@ class AsyncOperation:
 
     ``operation_id`` is the readable beginning; the function is given a copy with the whole id. ``key`` says what it
     works on (default: the readable id), ``parameters`` what it was asked (default: the context); a start with an
-    equal key and equal parameters goes on with an attempt that ended without a result.
+    equal key and equal parameters goes on with an attempt that ended without a result. ``outlives``: what it starts
+    elsewhere may go on when its process is gone, so that a cancel without its word is not confirmed.
     """
 
     operation_id: str
@@ -38,6 +39,7 @@ class AsyncOperation:
     key: str | None = None
     parameters: dict[str, Any] | None = None
     parent_id: str | None = None
+    outlives: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

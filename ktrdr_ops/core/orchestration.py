@@ -60,7 +60,7 @@ class AsyncOrchestrationFramework:
     """Runs operations with cancellation, progress, error handling and a journal.
 
     ``journal=None`` makes one in a temporary directory, gone at exit. ``resolve`` gives the provider of an operation
-    type (for children and resumes by type), ``outliving`` the types whose work elsewhere goes on without their process.
+    type (for children and resumes by type).
     """
 
     def __init__(
@@ -72,7 +72,6 @@ class AsyncOrchestrationFramework:
         journal: Journal | None = None,
         objects: ObjectStore | None = None,
         resolve: Callable[[str], OperationProvider] | None = None,
-        outliving: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self.progress_manager = progress_manager
         self.cancellation_system = cancellation_system
@@ -85,8 +84,8 @@ class AsyncOrchestrationFramework:
         self.journal = journal
         self.objects = objects or ObjectStore(journal.path.parent / "objects")
         self._resolve = resolve
-        self._outliving = outliving
         self._watch = CancelWatch(journal)
+        self._attempts: dict[str, Attempt] = {}
 
     async def execute_operation(
         self,
@@ -107,10 +106,11 @@ class AsyncOrchestrationFramework:
         how = how or How()
         operation = checked(operation)
         readable = operation.operation_id
+        expected = await self._estimated(operation)
         # The token is made before the claim: a signal may come at any moment.
         token = self.cancellation_system.create_cancellation_token()
         claim = await self._claim_whole(operation, how)
-        operation = replace(operation, operation_id=claim.operation_id)
+        operation = replace(expected, operation_id=claim.operation_id)
         self.cancellation_system.name_token(token, claim.operation_id, readable)
         self._watch.add(claim.operation_id, claim.position, self._canceller(token))
         try:
@@ -123,9 +123,11 @@ class AsyncOrchestrationFramework:
                 callback=progress_callback,
             )
             attempt.progress = progress
-            progress.start_operation(await self._estimated(operation, operation.key or readable))
+            progress.start_operation(operation)
+            self._attempts[claim.operation_id] = attempt
             return await self._run(attempt, claim, operation_func, summarise)
         finally:
+            self._attempts.pop(claim.operation_id, None)
             self._watch.remove(claim.operation_id)
             self.cancellation_system.cleanup_token(claim.operation_id)
 
@@ -139,7 +141,7 @@ class AsyncOrchestrationFramework:
         how: How | None = None,
     ) -> Any:
         """Run an operation of a known type with its provider."""
-        provider = self.resolve(operation_type)
+        provider = await asyncio.to_thread(self.resolve, operation_type)  # it may have to start what it talks to
         operation = provider.operation(provider.validate(parameters))
         return await self.execute_operation(
             replace(operation, parent_id=parent_id),
@@ -168,7 +170,8 @@ class AsyncOrchestrationFramework:
                 f"{operation_id} was started with a secret, which the journal does not keep",
                 hint="Start it again with the same parameters: that goes on with it.",
             )
-        if not self.resolve(asked.operation_type).resumable:
+        provider = await asyncio.to_thread(self.resolve, asked.operation_type)
+        if not provider.resumable:
             raise InvalidValue(
                 f"{operation_id} cannot go on from where it was",
                 hint=f"Do all of it afresh: ktrdr-ops resume {operation_id} --restart",
@@ -190,7 +193,7 @@ class AsyncOrchestrationFramework:
         token = self.cancellation_system.get_token(operation_id)
         try:
             whole = token.operation_id if token is not None else await history.find(self.journal, operation_id)
-            asked = Cancel(whole or operation_id, requested_by, reason, self.journal.owner(), self._outliving())
+            asked = Cancel(whole or operation_id, requested_by, reason, self.journal.owner())
             await self.journal.append(asked)
         except OperationNotFound as error:
             if isinstance(error, AmbiguousOperation):
@@ -216,10 +219,10 @@ class AsyncOrchestrationFramework:
             await self.journal.aclose()
             self._temporary.cleanup()
 
-    async def _estimated(self, operation: AsyncOperation, key: str) -> AsyncOperation:
+    async def _estimated(self, operation: AsyncOperation) -> AsyncOperation:
         """With how long it takes as past runs of its key have shown, where it does not say that itself."""
         if operation.estimated_duration is None:
-            seconds = await history.typical_seconds(self.journal, key)
+            seconds = await history.typical_seconds(self.journal, operation.key or operation.operation_id)
             operation = replace(operation, estimated_duration=None if seconds is None else timedelta(seconds=seconds))
         return operation
 
@@ -231,13 +234,15 @@ class AsyncOrchestrationFramework:
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            await shielded(self._give_back(claiming))
+            await shielded(self._give_back(claiming, operation))
             raise
 
-    async def _give_back(self, claiming: asyncio.Task[Claim]) -> None:
+    async def _give_back(self, claiming: asyncio.Task[Claim], operation: AsyncOperation) -> None:
         with contextlib.suppress(KtrdrOpsError):
             claim = await claiming
-            fact = Cancelled(requested_by="task", reason="its task was cancelled while it began")
+            confirmed = not operation.outlives or claim.attempt == 1
+            reason = "its task was cancelled while it began"
+            fact = Cancelled(requested_by="task", reason=reason, confirmed=confirmed)
             await self.journal.append(Say((draft(claim.operation_id, claim.attempt, fact),)))
 
     async def _claim(self, operation: AsyncOperation, how: How) -> Claim:
@@ -256,6 +261,7 @@ class AsyncOrchestrationFramework:
             context=strict(operation.context, "context"),
             parent_id=operation.parent_id,
             estimated_seconds=None if estimate is None else estimate.total_seconds(),
+            outlives=operation.outlives,
         )
         started: Claim = await self.journal.append(Start(operation.operation_id, submitted, owner, how.fresh))
         return started
@@ -284,7 +290,8 @@ class AsyncOrchestrationFramework:
                 raise
             raise stop_error(attempt, error) from None
         except OperationInterrupted as error:
-            if token.is_cancelled():  # a child was told the same, and ended first
+            own = attempt.operation.operation_id
+            if token.is_cancelled() and error.details.get("operation_id", own) != own:  # a child ended first
                 await shielded(self._stopped(attempt, error))
                 raise stop_error(attempt, error) from None
             await shielded(self._lost(attempt, error))
@@ -312,7 +319,7 @@ class AsyncOrchestrationFramework:
             for number in range(_LAST_TRIES):
                 if task.done():
                     break
-                await asyncio.wait({task}, timeout=GRACE_SECONDS if number else attempt.grace_seconds)
+                await asyncio.wait({task}, timeout=GRACE_SECONDS if number else self._grace(attempt))
                 task.cancel()
             if not task.done():
                 await asyncio.wait({task})
@@ -334,6 +341,15 @@ class AsyncOrchestrationFramework:
                 f"{attempt.operation.operation_id} was cancelled: {token.reason}"
             ) from None
 
+    def _grace(self, attempt: Attempt) -> float:
+        """Its own, or more: its children have theirs first."""
+        below = [
+            self._grace(child) + GRACE_SECONDS
+            for child in self._attempts.values()
+            if child.operation.parent_id == attempt.operation.operation_id
+        ]
+        return max([attempt.grace_seconds, *below])
+
     async def _stopped(self, attempt: Attempt, error: BaseException) -> None:
         token = attempt.token
         if token.interrupting:
@@ -345,7 +361,8 @@ class AsyncOrchestrationFramework:
         latency = None if requested is None else max(micros(attempt.now()) - micros(requested), 0) / 1000
         by, reason = token.requested_by or "caller", token.reason or "cancelled"
         said = error if isinstance(error, OperationCancelledException) else error.__cause__
-        confirmed = not isinstance(said, OperationCancelledException) or said.details.get("confirmed") is not False
+        denied = isinstance(said, OperationCancelledException) and said.details.get("confirmed") is False
+        confirmed = not (denied or attempt.goes_on_elsewhere)
         fact = Cancelled(requested_by=by, reason=reason, latency_ms=latency, confirmed=confirmed)
         await ended(attempt, fact)
         attempt.progress.end_operation("Operation cancelled")

@@ -42,7 +42,8 @@ async def plan(framework: AsyncOrchestrationFramework) -> list[Plan]:
     """What is interrupted and not superseded, oldest first. A child whose parent is interrupted too is its parent's."""
     states = await history.interrupted(framework.journal)
     parents = {state.operation_id for state in states}
-    return [_planned(framework, state) for state in states if state.parent_id not in parents]
+    mine = [state for state in states if state.parent_id not in parents]
+    return [await asyncio.to_thread(_planned, framework, state) for state in mine]
 
 
 def _planned(framework: AsyncOrchestrationFramework, state: OperationState) -> Plan:

@@ -29,13 +29,17 @@ DEPTH = 64
 _NODES = 20_000
 REDACTED = "[redacted]"
 
-_SECRET = re.compile(
-    r"(?:^|[_\-. ])(?:password|passwd|passphrase|pwd|secret|token|api_?key|apikey|access_?key|private_?key|credentials?"
-    r"|authorization|cookie|bearer)(?:$|[_\-. ])",
+_NAMES = (
+    r"(?:password|passwd|passphrase|pwd|secret|token|api_?key|apikey|access_?key|private_?key|credentials?"
+    r"|authorization|cookie|bearer)"
+)
+_SECRET = re.compile(rf"(?:^|[_\-. ]){_NAMES}(?:$|[_\-. ])", re.IGNORECASE)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_IN_TEXT = re.compile(
+    r"\b(?:bearer|basic)\s+[a-z0-9+/_\-.=]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    rf"|(?P<name>(?<![a-z0-9]){_NAMES}[\"']?=[\"']?)[^\s\"'&,;)]+",
     re.IGNORECASE,
 )
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_IN_TEXT = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9+/_\-.=]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
@@ -46,8 +50,8 @@ def is_secret(key: str) -> bool:
 
 
 def redact_text(text: str) -> str:
-    """A text without the credentials that headers and URLs carry."""
-    return _IN_TEXT.sub(REDACTED, text)
+    """A text without the credentials that headers, URLs and ``password=…`` carry."""
+    return _IN_TEXT.sub(lambda found: (found["name"] or "") + REDACTED, text)
 
 
 def strict(value: Any, what: str = "parameters", *, limit: int = EVENT_BYTES, secrets: bool = True) -> Json:

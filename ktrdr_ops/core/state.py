@@ -49,6 +49,7 @@ class OperationState:
     operation_type: str = ""
     key: str = ""
     digest: str = ""
+    outlives: bool = False
     parent_id: str | None = None
     status: str = "pending"
     attempt: int = 0
@@ -109,6 +110,7 @@ def _submitted(state: OperationState, fact: Submitted, event: Event) -> dict[str
         "operation_type": fact.operation_type,
         "key": fact.key,
         "digest": fact.digest,
+        "outlives": fact.outlives,
         "parent_id": fact.parent_id,
         "total_steps": fact.total_steps,
         "base_context": fact.context,

@@ -89,6 +89,13 @@ def running_host(name: str, folder: Path) -> dict[str, Any] | None:
     return _running(folder / f"{name}-host.json")
 
 
+def living_host(name: str, folder: Path) -> str | None:
+    """The address of the sandbox's host of that name while its process lives; without asking it, so at once."""
+    state_file = folder / f"{name}-host.json"
+    state = _announced(state_file)
+    return None if state is None or not _lives(state_file, state["pid"]) else f"http://127.0.0.1:{state['port']}"
+
+
 def refuse_busy(name: str, state: Mapping[str, Any], other: str) -> None:
     """Raises HostUnavailable where a running host has work that its end would cut off, for the sake of ``other``."""
     if state["live"]:
@@ -140,9 +147,12 @@ def _locked(descriptor: int) -> bool:
 
 
 def announce(state_file: Path, port: int, said: Mapping[str, Any]) -> None:
-    """Say where this process's host is, and hold the lock beside it for as long as this process lives."""
-    _held[state_file] = descriptor = os.open(_alive(state_file), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Say where this process's host is, and hold a lock of its own beside it for as long as this process lives."""
+    own = _alive(state_file, os.getpid())
+    _held[state_file] = descriptor = os.open(own, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     _locked(descriptor)
+    for earlier in set(own.parent.glob(own.name.replace(str(os.getpid()), "*"))) - {own}:
+        earlier.unlink(missing_ok=True)
     temporary = state_file.with_suffix(f".{os.getpid()}")
     temporary.touch(mode=0o600)
     temporary.write_text(json.dumps({"pid": os.getpid(), "port": port, **said}))
@@ -159,34 +169,40 @@ def announce_alone(folder: Path, name: str, port: int, said: Mapping[str, Any]) 
 _held: dict[Path, int] = {}
 
 
-def _alive(state_file: Path) -> Path:
-    return state_file.with_suffix(".alive")
+def _alive(state_file: Path, pid: int) -> Path:
+    return state_file.with_suffix(f".{pid}.alive")
 
 
 def _running(state_file: Path) -> dict[str, Any] | None:
     """What the state file says, if the host that wrote it lives and is not about to end. One that is only silent (it is
     stopped, or has more to do than it can) lives: ``live`` is then 1, since nobody can say that it has no work."""
-    try:
-        state: dict[str, Any] = json.loads(state_file.read_text())
-        port = int(state["port"])
-    except (OSError, ValueError, LookupError, TypeError):
+    state = _announced(state_file)
+    if state is None:
         return None
     try:
-        with _DIRECT.open(f"http://127.0.0.1:{port}/embedded", timeout=2) as answer:
+        with _DIRECT.open(f"http://127.0.0.1:{state['port']}/embedded", timeout=2) as answer:
             said = json.load(answer)
         alive = not said["ending"] and said["pid"] == state["pid"]
     except (OSError, HTTPException) as error:
         refused = isinstance(getattr(error, "reason", error), ConnectionRefusedError)
-        return None if refused or not _lives(state_file) else {**state, "live": 1}
+        return None if refused or not _lives(state_file, state["pid"]) else {**state, "live": 1}
     except (ValueError, LookupError, TypeError):
         return None
     return {**state, "live": said["live"]} if alive else None
 
 
-def _lives(state_file: Path) -> bool:
+def _announced(state_file: Path) -> dict[str, Any] | None:
+    try:
+        state: dict[str, Any] = json.loads(state_file.read_text())
+        return {**state, "port": int(state["port"]), "pid": int(state["pid"])}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _lives(state_file: Path, pid: int) -> bool:
     """Whether the process that announced itself there still holds its lock."""
     try:
-        descriptor = os.open(_alive(state_file), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(_alive(state_file, pid), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:

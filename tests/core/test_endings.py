@@ -147,47 +147,6 @@ async def test_a_stop_that_was_not_confirmed_is_said_also_where_the_callers_task
     assert (await framework.journal.state(rows[0][0])).cancellation["confirmed"] is False
 
 
-@pytest.mark.parametrize("outlives", [True, False])
-async def test_a_cancel_without_an_owner_is_confirmed_unless_its_work_may_go_on_elsewhere(framework, outlives):
-    framework._outliving = lambda: frozenset({"work_type"} if outlives else {})
-    with pytest.raises(OperationInterrupted) as gone:
-        await framework.execute_operation(operation(), unreachable)
-    operation_id = gone.value.details["operation_id"]
-    assert await framework.cancel_operation(operation_id)
-    state = await framework.journal.state(operation_id)
-    assert (state.status, state.cancellation["confirmed"]) == ("cancelled", not outlives)
-
-
-@pytest.mark.parametrize("outlives", [True, False])
-async def test_a_parent_is_no_more_confirmed_than_its_children(framework, outlives):
-    framework._resolve = lambda operation_type: Provider()
-    framework._outliving = lambda: frozenset({"work_type"} if outlives else {})
-
-    class Waiting(Provider):
-        async def perform(self, operation, progress, token, attempt):
-            await token.sleep(60)
-
-    framework._resolve = lambda operation_type: Waiting()
-
-    async def parent(operation, progress_manager, token, attempt):
-        await attempt.run_child("work_type")
-
-    running = asyncio.ensure_future(
-        framework.execute_operation(operation("parent", operation_type="parent_type"), parent)
-    )
-    async with asyncio.timeout(10):
-        while len(framework.tasks.running) < 2:
-            await asyncio.sleep(0.01)
-    framework.interrupt_all("signal SIGTERM")
-    with pytest.raises(OperationInterrupted):
-        await running
-    assert await framework.cancel_operation("parent")
-    rows = await framework.journal.rows("SELECT operation_id FROM operations ORDER BY first_position")
-    for row in rows:
-        state = await framework.journal.state(row[0])
-        assert (state.status, state.cancellation["confirmed"]) == ("cancelled", not outlives)
-
-
 @pytest.mark.parametrize(("grace", "survives"), [(30.0, True), (0.05, False)])
 async def test_a_function_has_the_time_to_stop_that_it_asked_for(framework, grace, survives):
     ended = []

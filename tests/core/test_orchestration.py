@@ -161,15 +161,17 @@ async def test_secrets_reach_neither_parameters_nor_progress_nor_errors(framewor
         progress.update_progress(
             1, "GET https://me:hunter2@host/", context={"api_key": "k-123", "deep": {"token": "t"}}
         )
-        raise RuntimeError("Authorization: Bearer abcdefghijkl")
+        said = "GET /x?page=2&token=tk-9 failed, api_key='ak-7', password=pw-5"
+        raise RuntimeError(f"Authorization: Bearer abcdefghijkl; {said}")
 
     secret = operation(parameters={"password": "hunter2", "url": "https://me:hunter2@host/x"})
     with pytest.raises(RuntimeError):
         await framework.execute_operation(secret, work)
     framework.journal.flush()
     stored = b"".join([event.payload async for event in framework.journal.read_all()])
-    for leaked in (b"hunter2", b"k-123", b'"t"', b"abcdefghijkl"):
+    for leaked in (b"hunter2", b"k-123", b'"t"', b"abcdefghijkl", b"tk-9", b"ak-7", b"pw-5"):
         assert leaked not in stored
+    assert b"page=2&token=" in stored
 
 
 @pytest.mark.parametrize(

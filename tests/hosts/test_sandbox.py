@@ -18,7 +18,13 @@ import pytest
 
 from ktrdr_ops.core.errors import HostUnavailable
 from ktrdr_ops.hosts import sandbox
-from ktrdr_ops.hosts.sandbox import ensure_data_host, ensure_training_host, running_host, stop_hosts
+from ktrdr_ops.hosts.sandbox import (
+    ensure_data_host,
+    ensure_training_host,
+    living_host,
+    running_host,
+    stop_hosts,
+)
 from tests.hosts.fixtures import sample_series
 
 START = "import sys; from pathlib import Path; from ktrdr_ops.hosts.sandbox import ensure_data_host; "
@@ -230,3 +236,25 @@ def test_a_host_that_is_silent_but_lives_is_not_replaced(folder):
     assert gone(pid)
     ensure_data_host(folder)  # the lock of one that was killed is free
     assert pid_of(folder) != pid
+
+
+def test_a_host_that_ends_slowly_does_not_speak_for_the_one_that_took_its_place(folder):
+    ensure_data_host(folder)
+    slow = pid_of(folder)
+    os.kill(slow, signal.SIGSTOP)
+    (folder / "data-host.json").unlink()
+    try:
+        ensure_data_host(folder)
+        pid = pid_of(folder)
+    finally:
+        os.kill(slow, signal.SIGKILL)
+    assert gone(slow)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert running_host("data", folder)["pid"] == pid
+        assert living_host("data", folder) is not None
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+    assert living_host("data", folder) is None

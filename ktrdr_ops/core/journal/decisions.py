@@ -124,15 +124,13 @@ class Say:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Ask an operation to stop. Where nobody owns it, it is cancelled here and now, and so are its unfinished
-    children. ``outliving`` are the operation types whose work elsewhere may go on all the same: such a cancel is not
-    confirmed, nor is that of a parent of one.
+    children; not confirmed where the work of one may go on elsewhere all the same.
     """
 
     operation_id: str
     requested_by: str
     reason: str
     owner: Owner
-    outliving: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +163,28 @@ def owned(state: OperationState, view: View) -> bool:
 def _say(request: Say, view: View) -> Decision:
     for said in request.drafts:
         _fence(said, view)
-    return Decision(list(request.drafts))
+    return Decision([_no_more_than_its_children(said, view) for said in request.drafts])
+
+
+def _no_more_than_its_children(said: Draft, view: View) -> Draft:
+    """A parent's cancel is not confirmed while a child's work may go on."""
+    fact = said.fact
+    if not isinstance(fact, Cancelled) or not fact.confirmed or not _children_may_run(said.operation_id, view):
+        return said
+    return draft(said.operation_id, said.attempt, replace(fact, confirmed=False))
+
+
+def _children_may_run(operation_id: str, view: View) -> bool:
+    return any(_may_run(child, view) for child in view.children(operation_id))
+
+
+def _may_run(state: OperationState, view: View) -> bool:
+    """Whether its work, or that of a child, may go on elsewhere though nobody here works on it."""
+    if state.status == "cancelled":
+        own = (state.cancellation or {}).get("confirmed") is False
+    else:
+        own = state.outlives and state.attempt > 0 and not state.final and state.status not in ("completed", "failed")
+    return own or _children_may_run(state.operation_id, view)
 
 
 def _progress(request: Draft, view: View) -> Decision:
@@ -195,7 +214,7 @@ def _start(request: Start, view: View) -> Decision:
     if last is not None and goes_on and not request.fresh:
         return _claim(decision, last, request.owner, "the same start again", request.submitted.parent_id)
     if holder is not None and holder.owner is None:
-        decision.drafts += _cancelled_unowned(holder, request.owner, "start", "another start took its place")
+        decision.drafts += _cancelled_unowned(holder, request.owner, "start", "another start took its place", view)
     operation_id = view.new_id(request.readable)
     decision.drafts.append(draft(operation_id, None, request.submitted))
     return _claimed(decision, operation_id, 1, request.owner, "started", resumed=False)
@@ -244,24 +263,11 @@ def _cancel(request: Cancel, view: View) -> Decision:
         return decision
     if state.live and state.owner is not None:
         decision.drafts.append(_interrupted(state, GONE))
-    decision.drafts += _cancelled_unowned(
-        state, request.owner, request.requested_by, request.reason, confirmed=not _outlives(state, request, view)
-    )
-    for child in _unfinished(state, view):
-        decision.drafts += _cancel(replace(request, operation_id=child.operation_id), view).drafts
+    decision.drafts += _cancelled_unowned(state, request.owner, request.requested_by, request.reason, view)
+    for child in view.children(state.operation_id):
+        if child.live or child.status == "interrupted":
+            decision.drafts += _cancel(replace(request, operation_id=child.operation_id), view).drafts
     return decision
-
-
-def _unfinished(parent: OperationState, view: View) -> list[OperationState]:
-    children = view.children(parent.operation_id)
-    return [child for child in children if child.live or child.status == "interrupted"]
-
-
-def _outlives(state: OperationState, request: Cancel, view: View) -> bool:
-    """Whether its work, or that of an unfinished child, may go on elsewhere."""
-    return state.operation_type in request.outliving or any(
-        _outlives(child, request, view) for child in _unfinished(state, view)
-    )
 
 
 def _settle(request: Settle, view: View) -> Decision:
@@ -329,10 +335,9 @@ def _attempt_started(operation_id: str, attempt: int, owner: Owner, reason: str,
     return draft(operation_id, attempt, fact)
 
 
-def _cancelled_unowned(
-    state: OperationState, owner: Owner, requested_by: str, reason: str, *, confirmed: bool = True
-) -> list[Draft]:
+def _cancelled_unowned(state: OperationState, owner: Owner, requested_by: str, reason: str, view: View) -> list[Draft]:
     attempt = state.attempt + 1
+    confirmed = not _may_run(state, view)
     cancelled = Cancelled(requested_by=requested_by, reason=reason, latency_ms=0.0, confirmed=confirmed)
     return [
         _attempt_started(state.operation_id, attempt, owner, "to cancel it: nobody owned it"),

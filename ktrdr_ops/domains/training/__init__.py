@@ -30,7 +30,6 @@ domain = Domain(
     renderer=_renderer,
     fields=("model_type", "symbols", "timeframes", "strategy"),
     hosts=("training_host_url",),
-    outliving=("model_train",),
     commands=(
         Command(
             name="train",

@@ -38,6 +38,7 @@ def model_train(config: TrainingConfig) -> AsyncOperation:
         },
         key=f"{OPERATION_TYPE}:{config.key}",
         parameters=config.model_dump(),
+        outlives=True,
     )
 
 

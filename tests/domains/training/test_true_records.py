@@ -12,7 +12,9 @@ from dataclasses import replace
 import pytest
 
 from ktrdr_ops.core.attempt import Attempt
-from ktrdr_ops.core.errors import OperationCancelledException, OperationInterrupted
+from ktrdr_ops.core.errors import OperationCancelledException, OperationInterrupted, OwnershipLost
+from ktrdr_ops.core.events import Cancelled
+from ktrdr_ops.core.journal.decisions import Resume, Say, draft
 from ktrdr_ops.domains.training.connector import TrainingSystemConnector
 from ktrdr_ops.domains.training.engine.host import TrainingHostService
 from tests.domains.training import training_host
@@ -179,7 +181,146 @@ async def test_a_host_that_is_busy_with_this_very_session_has_started_it(opened)
     assert (len(lost), len(host.sessions)) == (2, 1)
 
 
+async def test_a_start_that_comes_in_after_its_cancel_is_stopped_too(opened, either):
+    """The answer is lost, the host does not list the session yet: that is not gone."""
+    either.pace = None
+    came = []
+
+    async def slowly(connection):
+        body = json.loads(either.server.bodies[-1])
+        if not came:
+            came.append(asyncio.create_task(later(body)))
+        await asyncio.sleep(60)
+
+    async def later(body):
+        await asyncio.sleep(0.7)
+        either.start(body["session_id"], {"epochs": 50}, body)
+
+    either.fault = lambda method, path: slowly if path == "/training/start" else None
+    async with opened(either) as app:
+        app.provider("model_train").connector.manager.host._deadline = 0.3
+        task = asyncio.create_task(train(app, epochs=50))
+        await until(lambda: asyncio.sleep(0, bool(came)))
+        await app.cancel("@last", "enough", "user")
+        with pytest.raises(OperationCancelledException):
+            await task
+        assert (await cancellation(app))["confirmed"] is True
+    assert either.session.status == "stopped"
+
+
+async def test_a_start_that_may_still_come_in_is_not_confirmed(opened, either):
+    came = []
+
+    async def never(connection):
+        came.append(connection)
+        await asyncio.sleep(60)
+
+    either.fault = lambda method, path: never if path == "/training/start" else None
+    async with opened(either) as app:
+        manager = app.provider("model_train").connector.manager
+        manager.host._deadline, manager.stop_deadline = 0.3, 1.0
+        task = asyncio.create_task(train(app, epochs=50))
+        await until(lambda: asyncio.sleep(0, bool(came)))
+        await app.cancel("@last", "enough", "user")
+        with pytest.raises(OperationCancelledException):
+            await task
+        assert (await cancellation(app))["confirmed"] is False
+
+
+async def test_a_proxy_that_is_busy_does_not_speak_for_the_host(opened):
+    async with TrainingHost(2, pace=None) as host:
+        served = []
+
+        async def behind(connection):
+            body = json.loads(host.server.bodies[-1])
+            host.start(body["session_id"], {"epochs": 50}, body)
+            await says("upstream connect error", "503 Service Unavailable")(connection)
+
+        def proxy(method, path):
+            if path in ("/training/start", "/training/sessions") and len(served) < 2:
+                served.append(path)
+                return behind if path == "/training/start" else says("upstream connect error", "503 Unavailable")
+            return None
+
+        host.fault = proxy
+        async with opened(host) as app:
+            task = asyncio.create_task(train(app, epochs=50))
+            await until_event(app, lambda event: event.type == "wait_started")
+            await app.cancel("@last", "enough", "user")
+            with pytest.raises(OperationCancelledException):
+                await task
+            assert (await cancellation(app))["confirmed"] is True
+        assert host.session.status == "stopped"
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "429 Too Many Requests", "410 Gone"])
+async def test_a_refusal_while_the_session_runs_is_waited_for(opened, either, status):
+    either.pace = None
+    async with opened(either) as app:
+        task = asyncio.create_task(train(app))
+        await until_event(app, step("session 1 started"))
+        either.fault = lambda method, path: says("no", status) if "status" in path or "operations" in path else None
+        await until_event(app, lambda event: event.type == "wait_started")
+        either.fault = lambda method, path: None
+        either.advance(5)
+        assert (await task).epochs == 5
+
+
+@pytest.mark.parametrize("lies", [False, True])
+async def test_a_group_says_what_its_trainings_say(opened, lies):
+    async with TrainingHost(2, pace=None, max_sessions=2) as host, opened(host) as app:
+        host.lies, host.stop_seconds = lies, 0.6
+        app.provider("model_train").connector.manager.stop_deadline = 2.0
+        asked = {"symbols": "TEST", "timeframe": "1d", "epochs": 50}
+        children = [{"type": "model_train", "parameters": {**asked, "seed": seed}} for seed in (1, 2)]
+        task = asyncio.create_task(app.run("group", children=children))
+        await until(lambda: asyncio.sleep(0, len(host.sessions) == 2))
+        [(group,)] = await app.sql("SELECT operation_id FROM v_operations WHERE operation_type = 'group'")
+        await app.cancel(group, "enough", "user")
+        with pytest.raises(OperationCancelledException):
+            await task
+        below = await app.sql("SELECT operation_id FROM v_operations WHERE parent_id = ?", (group,))
+        told = [(await app.show(one))["cancellation"]["confirmed"] for one in (group, *(row[0] for row in below))]
+        assert told == [not lies] * 3
+        assert {each.status for each in host.sessions.values()} == {"running" if lies else "stopped"}
+
+
+async def test_an_attempt_that_was_cancelled_while_it_was_suspended_starts_nothing(opened):
+    async with TrainingHost(2, pace=None) as host, opened(host) as app:
+        host.start("somebody", {"epochs": 5}, {})
+        task = asyncio.create_task(train(app, epochs=50))
+        await until_event(app, lambda event: event.type == "wait_started")
+        [(mine,)] = await app.sql("SELECT operation_id FROM v_operations WHERE operation_type = 'model_train'")
+        await app.journal.append(Resume(mine, app.journal.owner(), steal=True))
+        await app.journal.append(Say((draft(mine, 2, Cancelled(requested_by="user", reason="enough")),)))
+        host.advance(5)
+        with pytest.raises(OwnershipLost):
+            await task
+        assert list(host.sessions) == ["somebody"]
+
+
 # That it is lost
+
+
+@pytest.mark.parametrize("then", ["resume", "cancel"])
+async def test_another_host_that_does_not_know_the_session_says_nothing_of_it(opened, host, then):
+    host.pace = None
+    async with TrainingHost(pace=None) as other, opened(host) as app:
+        await interrupted(app, host)
+        manager = app.provider("model_train").connector.manager
+        manager.host._url_of_host, manager.stop_deadline = other.url, 1.0
+        task = asyncio.create_task(app.resume("@last"))
+        waiting = await until_event(app, lambda event: event.type == "wait_started" and event.attempt == 2)
+        assert f"the session was started on {host.url}" in waiting.fact.reason
+        if then == "cancel":
+            await app.cancel("@last", "enough", "user")
+            with pytest.raises(OperationCancelledException):
+                await task
+            assert (await cancellation(app))["confirmed"] is False
+        else:
+            manager.host._url_of_host = host.url
+            host.advance(50)
+            assert (await task).epochs == 50
 
 
 async def test_another_service_that_does_not_find_the_session_says_nothing_of_it(opened, either):

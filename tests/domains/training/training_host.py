@@ -193,6 +193,8 @@ class TrainingHost:
             if refused:
                 return "503 Unavailable", {"detail": f"Service temporarily unavailable: {refused}. Retry later"}
             return ok(session_id=body["session_id"], operation_id=body["session_id"], status="started")
+        if path == "/api/v1/operations":
+            return ok(success=True, data=[], total_count=0, active_count=0)
         name = path.removeprefix("/api/v1/operations/").removeprefix("/training/result/").partition("/")[0]
         session = self.sessions.get(name)
         if path.endswith("/cancel"):

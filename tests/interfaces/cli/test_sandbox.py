@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import contextmanager
 
 import httpx
 import pytest
 
-from ktrdr_ops.app import open_app
-from ktrdr_ops.hosts.sandbox import stop_hosts
+from ktrdr_ops.app import open_app, open_app_async
+from ktrdr_ops.hosts.sandbox import living_host, stop_hosts
 from ktrdr_ops.interfaces.cli.main import main
 from ktrdr_ops.sandbox import announce, announced, prepared
 from ktrdr_ops.settings import load_settings
@@ -83,6 +85,29 @@ def test_a_state_file_that_is_none_is_passed_over(home):
         (home / "data-host.json").write_text(content)
         assert announced(settings(home, sandbox=True)) is None
     (home / "data-host.json").unlink()
+
+
+async def test_an_app_that_stays_open_starts_its_host_again_and_is_not_held_up_by_it(home):
+    waits = []
+
+    async def beat():
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.01)
+            waits.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    async with open_app_async(settings=settings(home, sandbox=True)) as app:
+        beating = asyncio.create_task(beat())
+        for symbol in ("AAPL", "MSFT"):
+            began = time.monotonic()
+            await app.run("data_load", symbol=symbol, timeframe="1d", start="2012-01-01", end="2012-06-01")
+            assert max(waits) < (time.monotonic() - began) / 2
+            os.kill(json.loads((home / "data-host.json").read_text())["pid"], signal.SIGKILL)
+            while living_host("data", home) is not None:
+                await asyncio.sleep(0.01)
+            waits.clear()
+        beating.cancel()
 
 
 def test_looking_at_a_sandbox_starts_no_host(home):

@@ -17,6 +17,7 @@ FROM, TO = 12.0, 96.0
 MESSAGE = "Training"
 SAY_SECONDS = 20.0
 """How long it may be silent while the host says that it trains: an epoch may take longer than a minute."""
+BATCH_SECONDS = 0.5
 _NOT_OF_THE_MODEL = ("duration",)
 
 
@@ -67,11 +68,12 @@ class Epochs:
     def trains(self, batch: Batch | None) -> None:
         """The host says that it trains, and perhaps where it is within an epoch that has not ended."""
         last = self.curve.last
-        if batch is not None and last < batch.epoch <= self._epochs and batch != self._batch:
+        silent = time.monotonic() - self._told_at
+        if batch is not None and last < batch.epoch <= self._epochs and batch != self._batch and silent > BATCH_SECONDS:
             self._batch = batch
             context = {"epoch": batch.epoch, "batch": f"{batch.batch}/{batch.batches}"}  # a place, not a metric
             self._tell(batch.epoch - 1, context, batch.batch / batch.batches)
-        elif time.monotonic() - self._told_at > SAY_SECONDS:
+        elif silent > SAY_SECONDS:
             self._tell(last, {"epoch": last} if last else {})
 
     def _name_for(self, number: int, value: dict[str, Any]) -> str | None:

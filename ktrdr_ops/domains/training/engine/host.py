@@ -7,6 +7,7 @@ What a session's calls raise: ``HostUnavailable`` and ``HostAnswerWrong`` (nothi
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -159,7 +160,7 @@ def number(value: object) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
         return None
-    return float(value)
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def whole(value: object) -> int:

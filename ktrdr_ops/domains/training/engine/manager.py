@@ -77,6 +77,7 @@ class _Run:
         if "saved" not in self.attempt.steps:
             if "trained" not in self.attempt.steps:
                 await self._trained()
+            self.attempt.goes_on_elsewhere = False
             await self._saved()
         return await self._returned()
 
@@ -99,7 +100,10 @@ class _Run:
     # 2 and 3
 
     async def _trained(self) -> None:
-        training = Training(self.manager.host, self.config, self.attempt, self.epochs, self.manager.stop_deadline)
+        manager = self.manager
+        training = Training(
+            manager.host, self.config, self.attempt, self.epochs, manager.stop_deadline, own_host=manager.own_host
+        )
         result = await training.completed(self._prepared, lambda: self._tell(2, "Session started", FROM))
         curve = self.epochs.curve
         last = {"epochs": curve.last, "best_epoch": curve.best, "metrics": curve.metrics}

@@ -61,9 +61,9 @@ async def evidence(
     own_host: bool,
     session_id: str,
 ) -> list[Evidence]:
-    """What is known of each series, from the files that the host says it read. Only what was published before the
-    session had started can be what it read."""
-    before = await _started(attempt, session_id)
+    """What is known of each series, from the files that the host says it read. Only what was published before it was
+    asked to start can be what it read."""
+    before = await _named(attempt, session_id)
     told = {(str(each.get("symbol")), str(each.get("timeframe"))): each for each in files if isinstance(each, Mapping)}
     return [
         await _evidence(symbol, timeframe, told.get((symbol, timeframe)), attempt, data_dir, own_host, before)
@@ -102,11 +102,11 @@ async def _evidence(
     )
 
 
-async def _started(attempt: Attempt, session_id: str) -> int:
-    """The position at which the journal says that the session had started."""
+async def _named(attempt: Attempt, session_id: str) -> int:
+    """The position at which the journal names the session: its start was sent after that."""
     for event in await history.marks(attempt.journal, attempt.operation.operation_id):
         value = getattr(event.fact, "value", None)
-        if isinstance(value, dict) and value.get("session_id") == session_id and "generation" in value:
+        if isinstance(value, dict) and value.get("session_id") == session_id:
             return event.position
     return 0
 

@@ -10,6 +10,7 @@ from ktrdr_ops.core.errors import HostAnswerWrong, HostRefused, HostUnavailable
 from ktrdr_ops.core.redaction import is_secret
 from ktrdr_ops.domains.training.engine.config import MOST_EPOCHS
 from ktrdr_ops.domains.training.engine.host import (
+    MOST_CONCURRENT,
     SERVICE,
     START,
     Batch,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ktrdr_ops.core.cancellation import CancellationToken
     from ktrdr_ops.domains.training.engine.config import TrainingConfig
 
-_MOST_METRICS = 40
+_MOST_METRICS, _LONGEST_NAME = 40, 100
 _OPERATIONS = "/api/v1/operations/"
 
 
@@ -49,7 +50,7 @@ class SecondGenerationSession:
         try:
             await self.host.post(START, self._asked(config, resume_from))
         except HostUnavailable as error:
-            if error.details["status"] == 503:
+            if MOST_CONCURRENT in error.message:
                 raise busy(error) from error
             raise
         except HostRefused as error:
@@ -96,7 +97,7 @@ class SecondGenerationSession:
         cursor = found[1] if len(found) > 1 else None
         self._cursor = cursor if isinstance(cursor, int) else self._cursor + len(found[0])
         self._told = max([self._told, *(each.number for each in epochs)])
-        return epochs
+        return sorted(epochs, key=lambda epoch: epoch.number)
 
     def _batch(self, context: dict[str, Any]) -> Batch | None:
         return batch_of(self._told + 1, max(whole(context.get("total_epochs")), self._told + 1), context)
@@ -137,8 +138,9 @@ def _is_record(value: Any) -> bool:
 def _metrics(record: dict[str, Any]) -> dict[str, float | None]:
     """Its numbers, so many as an event holds; one under a name that secrets have could not be kept whole."""
     numbers = {
-        str(name): number(value)
+        name: number(value)
         for name, value in record.items()
-        if name not in ("epoch", "timestamp") and not isinstance(value, str | list | dict) and not is_secret(str(name))
+        if name not in ("epoch", "timestamp") and not isinstance(value, str | list | dict)
+        if len(name) <= _LONGEST_NAME and not is_secret(name)
     }
     return dict(islice(numbers.items(), _MOST_METRICS))

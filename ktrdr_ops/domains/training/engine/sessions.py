@@ -3,7 +3,7 @@
 The session's id is ours, chosen and journaled before it is sent, so that a start whose answer was lost is sent again
 and recognised. What the journal knows of it:
 
-    session 1             its id; whether the host ever had it is not known
+    session 1             its id, before its start is sent: whether the host ever had it is not known
     session 1 started     the host said so: from now on one that it does not know is lost, and its outcome with it
     session 1 ended       it failed, was stopped or was lost; a later attempt starts session 2, which goes on from it
 """
@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ktrdr_ops.core.errors import (
     HostAnswerWrong,
@@ -27,8 +27,14 @@ from ktrdr_ops.core.errors import (
     OperationCancelledException,
     OperationInterrupted,
 )
-from ktrdr_ops.domains.training.engine.errors import HostBusy, SessionFailed, SessionStopped, SessionUnknown
-from ktrdr_ops.domains.training.engine.generations import session_on
+from ktrdr_ops.domains.training.engine.errors import (
+    HostBusy,
+    SessionFailed,
+    SessionStopped,
+    SessionUnknown,
+    TrainingServiceError,
+)
+from ktrdr_ops.domains.training.engine.generations import session_of, session_on
 from ktrdr_ops.domains.training.engine.host import SERVICE, Look, Session, TrainingHostService
 from ktrdr_ops.domains.training.engine.patience import Patience
 from ktrdr_ops.domains.training.engine.stopping import stopped
@@ -38,10 +44,14 @@ if TYPE_CHECKING:
     from ktrdr_ops.domains.training.engine.config import TrainingConfig
     from ktrdr_ops.domains.training.engine.epochs import Epochs
 
+T = TypeVar("T")
+
 STOP_DEADLINE = 30.0
 """Seconds in which the host must have stopped after a cancel; later the cancel is not confirmed."""
 _GRACE = 2.0
 _FASTEST_POLL, _SLOWEST_POLL, _POLL_RATIO = 0.1, 5.0, 4.0
+_SAYS_WHY = "The host says why. With another strategy (--set) it is another training; the same command asks again."
+_INVALID = 422
 _AN_ANSWER = ("500", "501")
 """A start that fails so was answered; any other answer that cannot be used may have been lost on its way."""
 
@@ -56,8 +66,11 @@ class Training:
         attempt: Attempt,
         epochs: Epochs,
         stop_deadline: float = STOP_DEADLINE,
+        *,
+        own_host: bool = False,
     ) -> None:
         self.host = host
+        self._own_host = own_host
         self.config = config
         self.attempt = attempt
         self.token = attempt.token
@@ -67,16 +80,29 @@ class Training:
         self._stop_deadline = stop_deadline
         self._session: Session | None = None
         self._starting: asyncio.Future[None] | None = None
+        self._known = False
         self._open()
 
     def _open(self) -> None:
-        """The first session that has not ended. One whose id was there before this attempt may run, whether or not the
-        journal says that it was started: its start may have been sent."""
+        """The first session that has not ended. One whose id is journaled may run, whether or not the journal says that
+        it was started: its start may have been sent. ``_known``: its host had it, so that it is over once it has not.
+        """
         steps = self.attempt.steps
         self.number = next(number for number in count(1) if self._step("ended", number) not in steps)
         self._may_run = self._step() in steps
-        self.session_id = str(steps[self._step()]["session_id"]) if self._may_run else ""
-        if self._may_run:
+        self._known = self._step("started") in steps
+        named = steps.get(self._step(), {"session_id": f"{self._id}_{secrets.token_hex(4)}"})
+        self.session_id = str(named["session_id"])
+
+    @property
+    def _may_run(self) -> bool:
+        return self.attempt.goes_on_elsewhere
+
+    @_may_run.setter
+    def _may_run(self, value: bool) -> None:
+        self.attempt.goes_on_elsewhere = value
+        if value:
+            self._patience.answered = True
             self.attempt.grace_seconds = self._stop_deadline + _GRACE
 
     async def completed(self, prepare: Callable[[], Awaitable[None]], began: Callable[[], None]) -> Mapping[str, Any]:
@@ -94,7 +120,7 @@ class Training:
                 began()
                 self.epochs.begin(self.number)
                 if await self._listen(session, found):
-                    return await self._patience.usable(partial(session.result, self.token)) or {}
+                    return await self._usable(partial(session.result, self.token)) or {}
         except SessionUnknown as error:
             await self._over("unknown")
             raise OperationInterrupted(
@@ -102,7 +128,7 @@ class Training:
                 hint=f"The host no longer knows the session. Train again: ktrdr-ops resume {self._id} --restart",
                 final=True,
             ) from error
-        except (OperationCancelledException, asyncio.CancelledError):
+        except (OperationCancelledException, OperationInterrupted, asyncio.CancelledError):
             if not self.token.is_cancelled() or self.token.interrupting:
                 raise
             raise await self._stopped() from None
@@ -115,21 +141,50 @@ class Training:
         """The session that an earlier attempt started (then True), or a new one."""
         self._open()
         steps = self.attempt.steps
-        if self._step() not in steps:
-            value = {"session_id": f"{self._id}_{secrets.token_hex(4)}", "resume_from": self._earlier()}
-            await self.attempt.complete_step(self._step(), value)
-        self.session_id, resume_from = (steps[self._step()][name] for name in ("session_id", "resume_from"))
-        found = self._step("started") in steps
-        self._patience.answered |= found
-        self.attempt.grace_seconds = self._stop_deadline + _GRACE
-        session = self._session = await self._patience.usable(
-            lambda: session_on(self.host, self.session_id, self.token)
-        )
-        if not found:
-            await self._patience.free(lambda: self._patience.usable(lambda: self._sent(session, resume_from)))
-            known = {"session_id": self.session_id, "host": self.host.get_base_url()}
-            await self.attempt.complete_step(self._step("started"), {**known, "generation": session.generation})
-        return session, found
+        if self._known:
+            started = steps[self._step("started")]
+            self._session = session_of(started["generation"], self.host, self.session_id)
+            return self._session, True
+        session = self._session = await self._usable(lambda: session_on(self.host, self.session_id, self.token))
+        if self._step() not in steps:  # only now: before, no start can have been sent
+            await self.attempt.complete_step(
+                self._step(), {"session_id": self.session_id, "resume_from": self._earlier()}
+            )
+        resume_from = steps[self._step()]["resume_from"]
+        try:
+            await self._patience.free(lambda: self._usable(lambda: self._sent(session, resume_from)))
+        except (HostServiceError, TrainingServiceError, OperationInterrupted):
+            if not self._may_run:
+                await self._over("not started")
+            raise
+        self._known = True
+        where = {"session_id": self.session_id, "host": self.host.get_base_url(), "generation": session.generation}
+        await self.attempt.complete_step(self._step("started"), where)
+        return session, False
+
+    async def _usable(self, call: Callable[[], Awaitable[T]]) -> T:
+        """See ``Patience``. While the session may run, that the host refuses is no end either: nobody would stop it."""
+
+        async def answered() -> T:
+            try:
+                return await call()
+            except HostRefused as error:
+                if not self._may_run:
+                    raise
+                raise HostAnswerWrong(error.message, hint=error.hint, **error.details) from error
+            except SessionUnknown as error:
+                if (elsewhere := self._elsewhere()) is None:
+                    raise
+                raise HostAnswerWrong(f"{error.message}: the session was started on {elsewhere}") from error
+
+        return await self._patience.usable(answered)
+
+    def _elsewhere(self) -> str | None:
+        """The address of the host that the session was started on, where that is another than the one asked now. The
+        sandbox's own host has another one each time, and its sessions end with it."""
+        started = self.attempt.steps.get(self._step("started"))
+        at = None if started is None or self._own_host else str(started["host"])
+        return None if at == self.host.get_base_url() else at
 
     def _step(self, what: str = "", number: int | None = None) -> str:
         return f"session {number or self.number} {what}".rstrip()
@@ -147,6 +202,7 @@ class Training:
         await self.token.guard(asyncio.shield(self._starting), "start")
 
     async def _send(self, session: Session, resume_from: str | None) -> None:
+        await self.attempt.fence()  # it may have been suspended, and another attempt cancelled since
         before, self._may_run = self._may_run, True
         try:
             await session.start(self.config, resume_from)
@@ -154,16 +210,16 @@ class Training:
             with contextlib.suppress(HostServiceError):  # it may be busy with this very session: its answer was lost
                 if await self.host.listed(self.session_id) is not None:
                     return
-            self._may_run = before
+                self._may_run = False
             raise
-        except HostRefused:
-            self._may_run = before
+        except HostRefused as error:
+            self._may_run = before and error.details["status"] != _INVALID
             raise
         except HostAnswerWrong as error:
             if error.details.get("reason") not in _AN_ANSWER:
                 raise
             self._may_run = before
-            raise SessionFailed(error.message, hint=error.hint, **error.details) from error
+            raise SessionFailed(error.message, hint=_SAYS_WHY, **error.details) from error
         except HostUnavailable as error:
             if error.details.get("reason") == "refused":
                 self._may_run = before
@@ -189,7 +245,8 @@ class Training:
             return await session.look(self.token), time.monotonic() - began
 
         while True:
-            look, took = await self._patience.usable(timed)
+            look, took = await self._usable(timed)
+            self._known = True
             for epoch in look.epochs:
                 await self.epochs.ended(epoch, look.accelerator)
             if look.status == "completed":
@@ -247,8 +304,10 @@ class Training:
                     await asyncio.wait({self._starting})
                 status = None
                 if self._may_run:
-                    status = await stopped(self.host, self.session_id, self._session)
+                    known = self._known and self._elsewhere() is None
+                    status = await stopped(self.host, self.session_id, self._session, known=known)
                 if status not in (None, "completed"):
                     await self._over(str(status))
+                self._may_run = False
                 return True
         return False

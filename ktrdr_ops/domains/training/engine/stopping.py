@@ -18,9 +18,10 @@ T = TypeVar("T")
 _FASTEST, _SLOWEST, _RATIO = 0.05, 1.0, 4.0
 
 
-async def stopped(host: TrainingHostService, session_id: str, session: Session | None) -> str:
+async def stopped(host: TrainingHostService, session_id: str, session: Session | None, *, known: bool) -> str:
     """How the session is when it no longer runs: ``stopped``, ``failed``, ``completed``, or ``gone`` where the host
-    does not list it. Without end if it goes on, or the host stays away: the deadline is the caller's.
+    does not list it though it had it (``known``; else its start may still come in). Without end if it goes on, or the
+    host stays away: the deadline is the caller's.
 
     ``session`` is None where the generation is not known yet. Raises HostRefused where the host refuses the question.
     """
@@ -34,8 +35,11 @@ async def stopped(host: TrainingHostService, session_id: str, session: Session |
             asked = time.monotonic()
         began = time.monotonic()
         status = await _answered(lambda: host.listed(session_id))
-        if status != "running":
-            return status or "gone"
+        if status is None and known:
+            return "gone"
+        if status not in (None, "running"):
+            return status
+        known |= status is not None
         await asyncio.sleep(min(max(_RATIO * (time.monotonic() - began), _FASTEST), _SLOWEST))
 
 
