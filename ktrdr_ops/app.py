@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +29,7 @@ from ktrdr_ops.core.journal.tail import until_over
 from ktrdr_ops.core.progress import PlainRenderer
 from ktrdr_ops.core.redaction import redact_text
 from ktrdr_ops.core.state import document
-from ktrdr_ops.sandbox import moved, prepared
+from ktrdr_ops.sandbox import address, moved, prepared
 from ktrdr_ops.settings import Settings, load_settings
 from ktrdr_ops.waited import App, Loop
 
@@ -187,7 +188,10 @@ class AsyncApp:
         if self._pool is None:
             self._pool = HttpPool()
         self.settings = prepared(self.settings, domain.hosts)
-        return domain.providers(DomainContext(self.settings, self._pool, self.journal.clock, self.settings.sandbox))
+        settings = self.settings
+        return domain.providers(
+            DomainContext(settings, self._pool, self.journal.clock, settings.sandbox, partial(address, settings))
+        )
 
     async def run(
         self,

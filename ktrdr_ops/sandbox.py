@@ -59,6 +59,14 @@ def moved(settings: Settings, hosts: Sequence[str]) -> bool:
     )
 
 
+def address(settings: Settings, name: str) -> str:
+    """Where the host service of this setting is now: of a sandbox, where its host says that it is while it lives."""
+    from ktrdr_ops.hosts.sandbox import living_host
+
+    living = living_host(_NAMES[name], folder(settings)) if settings.sandbox and name in _NAMES else None
+    return living or str(getattr(settings, name))
+
+
 _NAMES = {"ib_host_url": "data", "training_host_url": "training"}
 
 

@@ -102,12 +102,14 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class DomainContext:
-    """What a domain is given when its providers are made. ``settings`` is the application's Settings."""
+    """What a domain is given when its providers are made. ``settings`` is the application's Settings; ``address`` says
+    where the host service of a setting is now: in a sandbox it can move while an operation runs."""
 
     settings: Any
     pool: HttpPool
     clock: Clock
-    sandbox: bool = False
+    sandbox: bool
+    address: Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,10 @@ class AsyncHostService(ABC):
     def get_base_url(self) -> str:
         """``http://host:port``, perhaps with a path in front of all others."""
 
+    def read_json(self, body: bytes) -> Any:
+        """What an answer's body says. Raises ValueError where it is no JSON."""
+        return orjson.loads(body)
+
     def get_health_path(self) -> str:
         """Where the service says how it is."""
         return "/health"
@@ -241,8 +245,8 @@ class AsyncHostService(ABC):
             said = answer.content_type[:80] or "no content type"
             raise self._error(HostAnswerWrong, call, f"answered {said} instead of JSON", "content_type", answer.status)
         try:
-            return orjson.loads(answer.body)
-        except orjson.JSONDecodeError:
+            return self.read_json(answer.body)
+        except (ValueError, RecursionError):
             raise self._error(HostAnswerWrong, call, "answered broken JSON", "not_json", answer.status) from None
 
     def _url(self, path: str) -> str:

@@ -251,7 +251,9 @@ def test_a_host_that_ends_slowly_does_not_speak_for_the_one_that_took_its_place(
     assert gone(slow)
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert running_host("data", folder)["pid"] == pid
+        state = running_host("data", folder)
+        assert state is not None
+        assert state["pid"] == pid
         assert living_host("data", folder) is not None
     finally:
         os.kill(pid, signal.SIGCONT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from ktrdr_ops.core.domain import Command, Domain, DomainContext, OperationProvider, Option
 from ktrdr_ops.core.progress import ProgressRenderer
@@ -12,8 +13,9 @@ def _providers(context: DomainContext) -> Mapping[str, OperationProvider]:
     from ktrdr_ops.domains.training.connector import TrainingSystemConnector
     from ktrdr_ops.domains.training.operations import TrainingOperationProvider
 
-    provider = TrainingOperationProvider(TrainingSystemConnector.from_settings(context.settings, context.pool))
-    return {provider.operation_type: provider}
+    address = partial(context.address, "training_host_url")
+    connector = TrainingSystemConnector.from_settings(context.settings, context.pool, address=address)
+    return {"model_train": TrainingOperationProvider(connector)}
 
 
 def _renderer(operation_type: str) -> ProgressRenderer:

@@ -16,6 +16,8 @@ from ktrdr_ops.domains.training.engine.manager import TrainingManager
 from ktrdr_ops.domains.training.engine.results import TrainingResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ktrdr_ops.core.host_service import HttpPool
     from ktrdr_ops.settings import Settings
 
@@ -28,11 +30,17 @@ class TrainingSystemConnector:
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, pool: HttpPool | None = None, *, host: TrainingHostService | None = None
+        cls,
+        settings: Settings,
+        pool: HttpPool | None = None,
+        *,
+        host: TrainingHostService | None = None,
+        address: Callable[[], str] | None = None,
     ) -> TrainingSystemConnector:
-        """Over the host and the folders of the settings. A given ``host`` is used with its own address."""
+        """Over the host and the folders of the settings. A given ``host`` is used with its own address; ``address``
+        says where the settings' host is now."""
         own = settings.sandbox and host is None
-        host = host or TrainingHostService(settings.training_host_url, pool=pool)
+        host = host or TrainingHostService(address or settings.training_host_url, pool=pool)
         return cls(TrainingManager(host, settings.models_dir, settings.data_dir, own_host=own))
 
     async def perform(

@@ -154,7 +154,7 @@ class Sessions:
         plan, began = session.plan, time.monotonic()
         earlier = None if plan.resume_from is None else self._checkpoint(plan.resume_from)
         if earlier is not None:  # whoever goes on from this session, however soon it fails, goes on from there
-            with suppress(FileNotFoundError, FileExistsError):
+            with suppress(OSError):
                 os.link(earlier, self._checkpoint(session.session_id))
         found = samples(plan, self.data_dir)
         trainer = Trainer(plan, found, self._checkpoint(session.session_id), earlier)

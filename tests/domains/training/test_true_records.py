@@ -371,6 +371,17 @@ async def test_a_number_under_a_secrets_name_is_left_out_and_the_epoch_kept(open
     assert kept["epoch 1"]["train_loss"] == 1.0
 
 
+async def test_a_loss_that_is_no_number_is_kept_as_none_and_the_training_goes_on(opened, either, monkeypatch):
+    real = training_host.record
+    lost = {"train_loss": float("nan"), "val_loss": float("inf"), "huge": 10**400}
+    monkeypatch.setattr(training_host, "record", lambda *given: {**real(*given), **lost})
+    async with opened(either) as app:
+        assert (await train(app)).epochs == 5
+        kept = await steps(app)
+    assert [kept[f"epoch {number}"]["train_loss"] for number in range(1, 6)] == [None] * 5
+    assert kept["epoch 5"].get("val_loss") is kept["epoch 5"].get("huge") is None
+
+
 # What it read
 
 

@@ -6,9 +6,10 @@ What a session's calls raise: ``HostUnavailable`` and ``HostAnswerWrong`` (nothi
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -74,7 +75,9 @@ class Look:
 class TrainingHostService(AsyncHostService):
     """The client of the training host service at ``url``. Each call is one try: its callers wait where that helps."""
 
-    def __init__(self, url: str, *, pool: HttpPool | None = None, deadline: float = STATUS_DEADLINE) -> None:
+    def __init__(
+        self, url: str | Callable[[], str], *, pool: HttpPool | None = None, deadline: float = STATUS_DEADLINE
+    ) -> None:
         super().__init__(pool=pool, deadline=deadline, tries=1)
         self._url_of_host = url
 
@@ -83,8 +86,12 @@ class TrainingHostService(AsyncHostService):
         return SERVICE
 
     def get_base_url(self) -> str:
-        """As it was given."""
-        return self._url_of_host
+        """As it was given, or as whoever knows says now."""
+        return self._url_of_host if isinstance(self._url_of_host, str) else self._url_of_host()
+
+    def read_json(self, body: bytes) -> Any:
+        """Python's JSON: a loss that is no number is written NaN by hosts in Python, and is read as None."""
+        return json.loads(body)
 
     async def listed(self, session_id: str) -> Status | None:
         """The status of a session that it lists; None where it lists no such session. Raises HostAnswerWrong where
