@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ktrdr_ops.core.artifacts import ObjectStore
-from ktrdr_ops.core.clock import Clock, utc_now
+from ktrdr_ops.core.clock import Clock, micros, utc_now
 from ktrdr_ops.core.domain import Domain, DomainContext, OperationProvider
 from ktrdr_ops.core.errors import InvalidValue, JournalRefused
 from ktrdr_ops.core.events import Event, Json, Noted
@@ -238,7 +238,9 @@ class AsyncApp:
     async def show(self, reference: str) -> dict[str, Json]:
         """An operation's document, its status settled."""
         state = await self.journal.state(await history.find(self.journal, reference))
-        return document(state, self.journal.status(state), stalled=self.journal.stalled(state))
+        status, now = self.journal.status(state), micros(self.journal.clock())
+        lived, _ = await history.as_lived(self.journal, state, status, now)
+        return document(lived, status, stalled=self.journal.stalled(state))
 
     async def events(self, reference: str) -> list[Event]:
         """All events of an operation, in order."""

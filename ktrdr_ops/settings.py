@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -167,7 +168,19 @@ def _checked(name: str, value: Any, origin: str) -> Any:
         return str(value).rstrip("/")
     if name == "data_format" and value not in _FORMATS:
         raise refuse(f"is none of {', '.join(_FORMATS)}")
-    return (str(value) or None) if name == "as_of" else value
+    if name == "as_of":
+        return _checked_moment(str(value), refuse)
+    return value
+
+
+def _checked_moment(text: str, refuse: Callable[[str], InvalidValue]) -> str | None:
+    """A date or time as it is written; None for an empty text."""
+    try:
+        if text:
+            datetime.fromisoformat(text)
+    except ValueError:
+        raise refuse("is no date or time, such as 2024-01-31") from None
+    return text or None
 
 
 def _path(text: str, refuse: Callable[[str], InvalidValue]) -> str:

@@ -48,3 +48,16 @@ def test_a_journal_is_named_by_a_path_or_a_url(url, tmp_path):
 def test_a_url_that_is_no_file_is_refused(url, tmp_path):
     with pytest.raises(InvalidValue, match="is no file"):
         journal(url, tmp_path)
+
+
+def as_of(value, tmp_path):
+    variables = {"KTRDR_OPS_AS_OF": value}
+    return load_settings({}, environment=variables, folder=tmp_path, user_file=tmp_path / "none.toml").as_of
+
+
+def test_what_now_is_must_be_a_date_or_a_time(tmp_path):
+    assert as_of("2024-01-31", tmp_path) == "2024-01-31"
+    assert as_of("2024-01-31T14:30+00:00", tmp_path) == "2024-01-31T14:30+00:00"
+    assert as_of("", tmp_path) is None
+    with pytest.raises(InvalidValue, match="as_of \\(environment\\): 'whenever' is no date or time"):
+        as_of("whenever", tmp_path)

@@ -269,6 +269,30 @@ async def test_an_operation_is_found_by_any_unique_beginning(framework):
             await history.find(framework.journal, nobody)
 
 
+async def test_last_and_failed_name_a_parent_rather_than_its_children(framework):
+    with pytest.raises(OperationFailed):
+        await framework.run("add", {"name": "sum"})
+    parent, child = await by_key(framework, "count:sum"), await by_key(framework, "count:y")
+    assert (parent.operation_type, child.parent_id) == ("add", parent.operation_id)
+    for reference in ("@last", "@failed"):
+        assert await history.find(framework.journal, reference) == parent.operation_id
+    await framework.resume(child.operation_id)
+    assert await history.find(framework.journal, "@last") == child.operation_id, "a person began it, no parent"
+    await framework.resume(parent.operation_id)
+    assert await history.find(framework.journal, "@last") == parent.operation_id
+
+
+async def test_running_names_a_parent_rather_than_its_children(framework):
+    running = asyncio.ensure_future(framework.run("group", group({"name": "a", "hang": 1}, {"name": "b", "hang": 2})))
+    await until_status(framework, "count:b", "running")
+    group_id = (await by_key(framework, "count:b")).parent_id
+    for reference in ("@last", "@running"):
+        assert await history.find(framework.journal, reference) == group_id
+    await framework.cancel_operation(group_id)
+    with pytest.raises(OperationCancelledException):
+        await running
+
+
 async def test_the_state_at_any_position_is_the_fold_of_everything_before(framework):
     from ktrdr_ops.core.state import fold_all
 

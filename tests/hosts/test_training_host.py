@@ -269,9 +269,9 @@ def test_a_training_without_its_data_fails_and_says_why(second):
         ({"strategy_yaml": "model: {}", "session_id": "../up"}, 422),
         ({"strategy_yaml": "model: {}", "session_id": "a/b"}, 422),
         ({"strategy_yaml": "model: {}", "symbols": "AAPL"}, 422),
-        ({"strategy_yaml": "["}, 500),
-        ({"strategy_yaml": "model: {type: cnn}", "symbols": ["AAPL"], "timeframes": ["1d"]}, 500),
-        ({"strategy_yaml": "model: {}", "symbols": ["../x"], "timeframes": ["1d"]}, 500),
+        ({"strategy_yaml": "["}, 422),
+        ({"strategy_yaml": "model: {type: cnn}", "symbols": ["AAPL"], "timeframes": ["1d"]}, 422),
+        ({"strategy_yaml": "model: {}", "symbols": ["../x"], "timeframes": ["1d"]}, 422),
     ],
 )
 def test_a_start_that_cannot_be_meant_is_refused(second, body, status):
@@ -446,6 +446,11 @@ def test_first_every_failure_is_a_500_with_a_text(first):
         answer = first.request(method, path, json=body)
         assert (answer.status_code, answer.json()["detail"]) == (500, detail)
     assert first.post("/training/start", json={"session_id": "x"}).status_code == 422
+
+
+def test_first_what_can_never_be_trained_is_refused_as_a_bad_body_is(first):
+    answer = first.post("/training/start", json=first_body("fast", learning_rate="fast"))
+    assert (answer.status_code, "learning_rate is 'fast'" in answer.json()["detail"]) == (422, True)
 
 
 def test_first_a_stop_answers_when_the_training_has_stopped(first):

@@ -23,7 +23,6 @@ _NETWORK = frozenset(
     {"nfs", "nfs4", "smbfs", "cifs", "smb2", "smb3", "9p", "afs", "fuse.sshfs", "drvfs", "afpfs", "webdav"}
 )
 _SYNCED = re.compile(r"/(Dropbox|OneDrive[^/]*|Google Drive|GoogleDrive|Mobile Documents|iCloud[^/]*)(/|$)")
-_MAGIC = b"SQLite format 3\0"
 _BUSY_MS = 30_000
 
 
@@ -165,21 +164,6 @@ def _check_existing(path: Path, *, writing: bool) -> None:
         raise JournalRefused(
             f"{path} is read-only for this user",
             hint="Reading works: list, show, replay, journal verify. " + _hint(path),
-        )
-
-
-def refuse_strangers(path: Path) -> None:
-    """Refuse another program's file before anything is put beside it; one that was anchored is a damaged journal. Not
-    for a file that this process has open: the close of another handle drops its locks."""
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(len(_MAGIC))
-    except OSError:
-        return
-    if beginning not in (b"", _MAGIC) and not os.path.exists(f"{path}.anchor"):
-        raise JournalRefused(
-            f"{path} is not a journal: file is not a database",
-            hint="Nothing was changed. Name another file with --journal.",
         )
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -17,12 +17,27 @@ from ktrdr_ops.core.clock import moment
 from ktrdr_ops.core.errors import AmbiguousOperation, InvalidValue, OperationNotFound
 from ktrdr_ops.core.events import ArtifactPublished, Checkpointed, Event, Json, StepCompleted, Submitted
 from ktrdr_ops.core.journal.journal import EVENT_COLUMNS, Journal
-from ktrdr_ops.core.state import STATUSES, OperationState, fold_all
+from ktrdr_ops.core.state import LIVE, STATUSES, OperationState, fold_all
 
+# Not what its parent began: the last start or end of the parent before it is then a start.
 _LAST_BEGUN = (
-    "SELECT operation_id FROM events INDEXED BY events_one_start WHERE type = 'attempt_started'"
-    " ORDER BY position DESC LIMIT 1"
+    "SELECT e.operation_id FROM events e INDEXED BY events_one_start LEFT JOIN operations o USING (operation_id)"
+    " WHERE e.type = 'attempt_started' AND (SELECT p.class FROM events p WHERE p.operation_id = o.parent_id"
+    " AND p.position < e.position AND p.class IN ('start', 'terminal') AND p.type <> 'progressed'"
+    " ORDER BY p.sequence DESC LIMIT 1) IS NOT 'start' ORDER BY e.position DESC LIMIT 1"
 )
+_LAST_ASKED = "SELECT operation_id FROM operations ORDER BY first_position DESC LIMIT 1"
+# Each attempt's beginning and end. Where another process gave it its end, that is when somebody looked: the last event
+# of the process that ran it counts then.
+_SPANS = """
+SELECT s.at, CASE WHEN t.type = 'interrupted' AND t.writer <> s.writer THEN (
+    SELECT b.at FROM events b WHERE b.operation_id = t.operation_id AND b.sequence < t.sequence AND b.writer = s.writer
+    ORDER BY b.sequence DESC LIMIT 1) ELSE t.at END
+FROM events s LEFT JOIN events t ON t.operation_id = s.operation_id AND t.attempt = s.attempt
+    AND t.class = 'terminal' AND t.position <= ?2
+WHERE s.operation_id = ?1 AND s.type = 'attempt_started' AND s.position <= ?2 ORDER BY s.attempt
+"""
+_NAMES = ("@last", "@running", "@failed")
 SORT_FIELDS = {
     "created": "first_position",
     "updated": "last_position",
@@ -162,9 +177,29 @@ async def typical_seconds(journal: Journal, key: str) -> float | None:
     return max(median(took), 0) / 1e6 if took else None
 
 
+async def as_lived(
+    journal: Journal, state: OperationState, status: str, now: int
+) -> tuple[OperationState, float | None]:
+    """How long its attempts worked, in seconds (None before the first), and the state that says as ``finished_at`` when
+    the last of them ended. One whose process died ended with that process's last event, whenever somebody noticed."""
+    if state.attempt_started_at is None:
+        return state, None
+    spans = [(state.attempt_started_at, state.finished_at)]
+    if state.attempt > 1 or state.status == "interrupted":
+        told = await journal.rows(_SPANS, (state.operation_id, state.last_position))
+        spans = [(began, ended) for began, ended in told] or spans
+    began, ended = spans[-1]
+    if ended is None and status not in LIVE:
+        ended = state.last_at
+    spans[-1] = (began, now if ended is None else ended)
+    worked = sum(max((until or since) - since, 0) for since, until in spans)
+    return replace(state, finished_at=ended), worked / 1e6
+
+
 async def find(journal: Journal, reference: str) -> str:
     """The id that a reference means: whole, its suffix, any unique beginning of either, ``@last`` (whose latest attempt
-    began last), ``@running``, ``@failed``.
+    began last, and not by a parent), ``@running``, ``@failed`` (asked for last; not the child of one that runs, or
+    failed, too).
 
     Raises OperationNotFound, or AmbiguousOperation that lists the candidates."""
     if reference.startswith("@"):
@@ -191,19 +226,27 @@ async def find(journal: Journal, reference: str) -> str:
 
 
 async def _named(journal: Journal, reference: str) -> str:
-    wanted = {"@last": None, "@running": "running", "@failed": "failed"}
-    if reference not in wanted:
-        raise InvalidValue(f"{reference!r} names no operation", hint=f"One of: {', '.join(wanted)}, or an id.")
+    if reference not in _NAMES:
+        raise InvalidValue(f"{reference!r} names no operation", hint=f"One of: {', '.join(_NAMES)}, or an id.")
     if reference == "@last":
-        rows = await journal.rows(_LAST_BEGUN)
-        if rows:
-            return str(rows[0][0])
-    page = await list_operations(journal, Filter(status=wanted[reference]), limit=1)
-    if not page.states:
+        rows = await journal.rows(_LAST_BEGUN) or await journal.rows(_LAST_ASKED)
+    else:
+        rows = await _without_parent_alike(journal, reference.removeprefix("@"))
+    if not rows:
         raise OperationNotFound(
             f"there is no operation that {reference} could mean", hint="See what there is: ktrdr-ops list"
         )
-    return page.states[0].operation_id
+    return str(rows[0][0])
+
+
+async def _without_parent_alike(journal: Journal, status: str) -> list[tuple[Any, ...]]:
+    """The operation of this status that was asked for last, passing over those whose parent has it too."""
+    term, values = await _status_term(journal, [status])
+    sql = (
+        f"SELECT operation_id FROM operations o WHERE {term} AND NOT EXISTS (SELECT 1 FROM operations"
+        f" WHERE operation_id = o.parent_id AND {term}) ORDER BY first_position DESC LIMIT 1"
+    )
+    return await journal.rows(sql, (*values, *values))
 
 
 async def submitted(journal: Journal, operation_id: str) -> Submitted:

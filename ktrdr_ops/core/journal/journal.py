@@ -329,7 +329,7 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
             f"there is no journal at {path}", hint="Start an operation first, or name the journal with --journal."
         )
     engine.check_file(path, writing=False)
-    engine.refuse_strangers(path)
+    schema.refuse_strangers(path)
     lock = lock_file(path)
     lock.share()
     try:
@@ -352,7 +352,7 @@ def _open_for_reading(path: Path, clock: Clock) -> Journal:
 
 def _open_for_writing(path: Path, clock: Clock, gate_seconds: float) -> Journal:
     engine.check_file(path, writing=True)
-    engine.refuse_strangers(path)
+    schema.refuse_strangers(path)
     try:
         if not path.exists():
             make_folder(path.parent, mode=0o700)

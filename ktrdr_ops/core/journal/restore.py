@@ -83,6 +83,7 @@ async def _to_its_end(work: Callable[[], T]) -> T:
 def _checked(path: Path, copy: Path) -> tuple[Path, Path]:
     path, copy = path.expanduser().absolute(), copy.expanduser().absolute()
     engine.check_file(path, writing=True)
+    schema.refuse_other_tables(path)
     if not copy.is_file():
         raise InvalidValue(f"there is no file {copy}", hint="Name a copy that ktrdr-ops journal backup has made.")
     if path.exists() and copy.samefile(path):

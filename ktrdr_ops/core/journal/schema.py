@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 HEAD = "0001"
 """The newest schema that this release knows."""
+_MAGIC = b"SQLite format 3\0"
 _NO_COPY = "there is no room for the copy of the journal that is made before it is migrated"
 _FULL_HINT = "Free some space on that disk; nothing was changed."
 _STRUCTURE = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
@@ -41,6 +43,53 @@ def version(connection: Any) -> str | None:
             hint="Nothing was changed. Name another file with --journal.",
         )
     return None
+
+
+def refuse_strangers(path: Path) -> None:
+    """Refuse another program's file before anything is put beside it or changed in it; one that was anchored is a
+    damaged journal. Not for a file that this process has open: the close of another handle drops its locks."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(len(_MAGIC))
+    except OSError:
+        return
+    if beginning not in (b"", _MAGIC) and not _anchored(path):
+        raise JournalRefused(
+            f"{path} is not a journal: file is not a database",
+            hint="Nothing was changed. Name another file with --journal.",
+        )
+    refuse_other_tables(path)
+
+
+def refuse_other_tables(path: Path) -> None:
+    """Refuse a database that another program made; as ``refuse_strangers`` for the rest. A damaged file is let pass."""
+    path = Path(os.path.realpath(path))
+    if not path.exists() or _anchored(path):
+        return
+    with suppress(*engine.UNREADABLE):
+        with closing(engine.connect(path, readonly=True, immutable=True)) as connection:
+            found = version(connection)
+        if found is None and os.path.exists(f"{path}-wal"):
+            _refuse_other_tables_in_log(path)
+
+
+def _anchored(path: Path) -> bool:
+    return os.path.exists(f"{os.path.realpath(path)}.anchor")
+
+
+def _refuse_other_tables_in_log(path: Path) -> None:
+    """The tables may all be in the log still, which cannot be read where it is without a change to what lies there."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        try:
+            for suffix in ("", "-wal"):
+                shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+        except OSError:  # the log was done away with meanwhile, or there is no room
+            return
+        with closing(engine.connect(copy, readonly=True)) as connection:
+            version(connection)
 
 
 def is_newer(found: str) -> bool:
@@ -196,6 +245,7 @@ def migrate_from_command_line(config: Config, run: Callable[[Connection], None])
 
     path = Path(config.get_main_option("journal") or "ktrdr-ops.db").absolute()
     engine.check_file(path, writing=True)
+    refuse_strangers(path)
     lock = lock_file(path)
     lock.lock_gate()
     connection = engine.connect(path)

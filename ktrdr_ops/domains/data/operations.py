@@ -15,6 +15,7 @@ from ktrdr_ops.core.domain import OperationProvider
 from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.core.events import Json
 from ktrdr_ops.core.orchestration import AsyncOperation
+from ktrdr_ops.core.parameters import what_is_wrong
 from ktrdr_ops.core.progress import GenericProgressManager
 from ktrdr_ops.domains.data.connector import DataSystemConnector
 from ktrdr_ops.domains.data.engine import dates, symbols, timeframes
@@ -76,9 +77,9 @@ def validated(raw: Mapping[str, Any]) -> dict[str, Json]:
     try:
         parameters = DataLoadParameters.model_validate(dict(raw))
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
         raise InvalidValue(
-            f"a load cannot be asked so: {said}"[:400], hint=f"It takes {', '.join(DataLoadParameters.model_fields)}."
+            f"a load cannot be asked so: {what_is_wrong(error)}",
+            hint=f"It takes {', '.join(DataLoadParameters.model_fields)}; the first two are needed.",
         ) from None
     _consistent(parameters)
     return parameters.model_dump()

@@ -1,4 +1,5 @@
-"""The first generation's routes: every failure is a 500 with a text, nothing tells of a result, and no model is saved.
+"""The first generation's routes: every failure is a 500 with a text (what can never be trained is a 422, as a bad body
+is), nothing tells of a result, and no model is saved.
 
 As the service that users run: its ``epoch`` counts from 0 until its end, the percentage jumps by epoch, ``batch`` is
 one more than ``total_batches`` while the epoch is validated, and a stop answers when the training has stopped.
@@ -51,7 +52,9 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
                 asked.model_configuration, asked.training_configuration, asked.data_configuration
             )
             sessions.start(session_id, plan)
-        except (InvalidValue, AlreadyExists, TooMany) as error:
+        except InvalidValue as error:
+            raise HTTPException(422, f"Failed to start training: {error}") from error
+        except (AlreadyExists, TooMany) as error:
             raise HTTPException(500, f"Failed to start training: {error}") from error
         return {
             "session_id": session_id,

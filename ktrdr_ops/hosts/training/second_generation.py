@@ -47,7 +47,7 @@ def _training_routes(app: FastAPI, sessions: Sessions) -> None:
             plan = from_yaml(asked.strategy_yaml, asked.symbols, asked.timeframes, asked.start_date, asked.end_date)
             sessions.start(session_id, plan)
         except InvalidValue as error:
-            raise HTTPException(500, f"Failed to start training: {error}") from error
+            raise HTTPException(422, f"Failed to start training: {error}") from error
         except AlreadyExists as error:
             raise HTTPException(409, f"Session conflict: {error}") from error
         except TooMany as error:

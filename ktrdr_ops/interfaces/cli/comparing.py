@@ -10,7 +10,7 @@ import typer
 from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.interfaces.cli import words
-from ktrdr_ops.interfaces.cli.documents import attempt_seconds, operation_document, reading
+from ktrdr_ops.interfaces.cli.documents import reading, timed_document
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
 from ktrdr_ops.interfaces.cli.journal import counted
 from ktrdr_ops.interfaces.cli.screen import paint, safe
@@ -52,8 +52,8 @@ def compare_(
         found = await compare(app.journal, await _meant(app, operations or (), parent))
         if sort is not None:
             found = found.sorted_by(sort)
-        states = [one.state for one in found.operations]
-        return found, [{**operation_document(app, s), "took_seconds": attempt_seconds(app, s)} for s in states]
+        told = [await timed_document(app, one.state) for one in found.operations]
+        return found, [{**said, "took_seconds": worked} for said, worked in told]
 
     first = operations[0] if operations else str(parent)
     found, documents = reading(context, first, read)

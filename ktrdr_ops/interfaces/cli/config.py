@@ -17,6 +17,11 @@ def _config(context: Context) -> None:
     from ktrdr_ops.settings import describe
 
     document = context.settings.document()
+    if context.settings.sandbox:
+        from ktrdr_ops.sandbox import ORIGIN, addresses
+
+        hosts = addresses(context.settings)
+        document |= {name: {"value": url, "origin": ORIGIN} for name, url in hosts.items()}
     width = max(map(len, document))
     values = {name: _text(said["value"]) for name, said in document.items()}
     widest = max(map(len, values.values()))

@@ -67,14 +67,15 @@ def _doctor(context: Context) -> int:
     checks += asyncio.run(_hosts(settings))
     bad = [check for check in checks if check.verdict == "bad"]
     document = {"ok": not bad, "checks": [check.document() for check in checks]}
-    context.emit(document, "\n".join(line for check in checks for line in _lines(check)))
+    width = max(len(check.name) for check in checks)
+    context.emit(document, "\n".join(line for check in checks for line in _lines(check, width)))
     return bad[0].exit_code if bad else 0
 
 
-def _lines(check: Check) -> Iterator[str]:
-    yield f"{_SIGNS[check.verdict]} {check.verdict:<4}  {check.name:<16}  {safe(check.detail)}"
+def _lines(check: Check, width: int) -> Iterator[str]:
+    yield f"{_SIGNS[check.verdict]} {check.verdict:<4}  {check.name:<{width}}  {safe(check.detail)}"
     if check.hint:
-        yield f"{'':<8}{'':<18}{safe(check.hint)}"
+        yield f"{'':<10}{'':<{width}}{safe(check.hint)}"
 
 
 def _machine() -> Iterator[Check]:

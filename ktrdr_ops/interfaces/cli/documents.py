@@ -12,7 +12,6 @@ from ktrdr_ops.core.errors import OperationNotFound
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.core.state import document
-from ktrdr_ops.interfaces.cli import words
 from ktrdr_ops.interfaces.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -26,24 +25,31 @@ T = TypeVar("T")
 Reference = Annotated[str, typer.Argument(metavar="ID", help="An id, its end, any unique beginning, @last, @failed.")]
 
 
-def operation_document(app: AsyncApp, state: OperationState) -> dict[str, Json]:
+async def timed_document(app: AsyncApp, state: OperationState) -> tuple[dict[str, Json], float | None]:
+    """Its document, the status settled, and for how many seconds its attempts worked; None before the first."""
+    status, stalled = app.journal.status(state), app.journal.stalled(state)
+    state, worked = await history.as_lived(app.journal, state, status, micros(app.journal.clock()))
+    return document(state, status, stalled=stalled), worked
+
+
+async def operation_document(app: AsyncApp, state: OperationState) -> dict[str, Json]:
     """Its document, the status settled."""
-    return document(state, app.journal.status(state), stalled=app.journal.stalled(state))
+    return (await timed_document(app, state))[0]
 
 
 async def whole_document(app: AsyncApp, operation_id: str) -> dict[str, Json]:
     """Its document; a group's with ``children``."""
+    return (await whole_timed_document(app, operation_id))[0]
+
+
+async def whole_timed_document(app: AsyncApp, operation_id: str) -> tuple[dict[str, Json], float | None]:
+    """The same, and for how many seconds its attempts worked."""
     state = await app.journal.state(operation_id)
-    found = operation_document(app, state)
+    found, worked = await timed_document(app, state)
     if state.operation_type == "group":
         children = await history.children(app.journal, operation_id)
-        found["children"] = [operation_document(app, child) for child in children]
-    return found
-
-
-def attempt_seconds(app: AsyncApp, state: OperationState) -> float | None:
-    """How long its last attempt took, or takes until now; None before the first."""
-    return words.active_seconds(state, app.journal.status(state), micros(app.journal.clock()))
+        found["children"] = [await operation_document(app, child) for child in children]
+    return found, worked
 
 
 def since_micros(context: Context, text: str | None) -> int | None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ktrdr_ops import __version__
 from ktrdr_ops.core.errors import KtrdrOpsError
 from ktrdr_ops.interfaces.cli import logs
 from ktrdr_ops.interfaces.cli.screen import Color, Screen, paint, safe, silence_stdout
@@ -248,11 +249,22 @@ def group(cli: typer.Typer, name: str, *, help: str, panel: str | None = None) -
     return added
 
 
-def _remember(*, hidden: bool) -> Callable[..., None]:
+def _remember(*, hidden: bool, more: Sequence[inspect.Parameter] = ()) -> Callable[..., None]:
     def remember(ctx: typer.Context, **values: Any) -> None:
         ctx.obj = _merged(ctx.obj, values)
 
-    return _typed(remember, _globals(hidden=hidden))
+    return _typed(remember, [*_globals(hidden=hidden), *more])
+
+
+def _version() -> inspect.Parameter:
+    def tell(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"ktrdr-ops {__version__}")
+            raise typer.Exit
+
+    return parameter(
+        "version", bool, False, typer.Option("--version", help="Which release this is.", is_eager=True, callback=tell)
+    )
 
 
 class Leaf(TyperCommand):
@@ -306,7 +318,7 @@ def root(help: str) -> typer.Typer:
         help=help,
         no_args_is_help=True,
         rich_markup_mode=None,
-        callback=_remember(hidden=False),
+        callback=_remember(hidden=False, more=[_version()]),
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
 

@@ -96,7 +96,7 @@ class Viewer:
         self._app = app
         self._roots: list[str] = []
         self._told: dict[str, Told] = {}
-        self._retries: dict[str, Retry] = {}
+        self._retries: dict[tuple[str, int], Retry] = {}
         self._counted: dict[str, int] = {}
         self._live: Live | None = None
 
@@ -162,9 +162,9 @@ class Viewer:
             return
         first = state.operation_id not in self._told
         self._counted[state.operation_id] = state.retries
-        retry = await _last_retry(self._app, state.operation_id)
+        retry = await _last_retry(self._app, state)
         if retry is not None:
-            self._retries[state.operation_id] = retry
+            self._retries[state.operation_id, state.attempt] = retry
             if state.live and not first and not self._context.live:
                 self._context.say(f"{safe(state.operation_id)}  {retry.words(self._now())}")
 
@@ -196,7 +196,7 @@ class Viewer:
             return ""
         if state.waiting is not None:
             return f"waiting: {safe(state.waiting['reason'], 80)}  "
-        retry = self._retries.get(state.operation_id)
+        retry = self._retries.get((state.operation_id, state.attempt))
         now = self._now()
         if retry is not None and (now < retry.until or state.last_position == retry.position):
             return f"{retry.words(now)}  "
@@ -273,10 +273,11 @@ class Viewer:
         return before + self._message(state, None if child else self._context.err.width - len(before))
 
 
-async def _last_retry(app: AsyncApp, operation_id: str) -> Retry | None:
+async def _last_retry(app: AsyncApp, state: OperationState) -> Retry | None:
+    """The last one of its last attempt."""
     sql = (
-        f"SELECT {EVENT_COLUMNS} FROM events WHERE operation_id = ? AND type <> 'progressed'"
+        f"SELECT {EVENT_COLUMNS} FROM events WHERE operation_id = ? AND attempt = ? AND type <> 'progressed'"
         " AND type = 'request_retried' ORDER BY sequence DESC LIMIT 1"
     )
-    rows = await app.journal.rows(sql, (operation_id,))
+    rows = await app.journal.rows(sql, (state.operation_id, state.attempt))
     return Retry.of(Event(*rows[0])) if rows else None

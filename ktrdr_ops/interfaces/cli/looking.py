@@ -14,11 +14,10 @@ from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import words
 from ktrdr_ops.interfaces.cli.documents import (
     Reference,
-    attempt_seconds,
-    operation_document,
     reading,
     since_micros,
-    whole_document,
+    timed_document,
+    whole_timed_document,
 )
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
 from ktrdr_ops.interfaces.cli.screen import safe
@@ -63,28 +62,27 @@ def list_(
         status=tuple(status or ()), operation_type=type, key=key, since=since_micros(context, since), grep=grep
     )
 
-    async def read(app: AsyncApp) -> tuple[list[dict[str, Json]], list[float | None], int]:
+    async def read(app: AsyncApp) -> tuple[list[tuple[dict[str, Json], float | None]], int]:
         wanted = chosen
         if parent is not None:
             wanted = replace(chosen, parent_id=await history.find(app.journal, parent))
-        found: list[dict[str, Json]] = []
-        took: list[float | None] = []
+        found: list[tuple[dict[str, Json], float | None]] = []
         cursor, total = None, 0
         while True:
             size = _PAGE if all else min(limit - len(found), _PAGE)
             page = await history.list_operations(app.journal, wanted, sort=sort, limit=size, cursor=cursor)
-            found += [operation_document(app, state) for state in page.states]
-            took += [attempt_seconds(app, state) for state in page.states]
+            found += [await timed_document(app, state) for state in page.states]
             total, cursor = total or page.total, page.cursor
             if cursor is None or (not all and len(found) >= limit):
-                return found, took, total
+                return found, total
 
     try:
-        documents, took, total = context.run(read, readonly=True)
+        found, total = context.run(read, readonly=True)
     except JournalMissing as error:
-        documents, took, total = [], [], 0
+        found, total = [], 0
         context.say(f"{safe(error.message)}\n  {safe(error.hint or '')}")
-    rows = [{**found, "took": seconds} for found, seconds in zip(documents, took, strict=True)]
+    documents = [said for said, _ in found]
+    rows = [{**said, "took": worked} for said, worked in found]
     text = _table(context, rows, columns.split(",") if columns else None)
     context.emit({"operations": documents, "total": total}, text)
     if len(documents) < total:
@@ -134,7 +132,7 @@ def show(
     if follow:
         return follow_events(context, operation, everything=full or not timeline)
 
-    async def read(app: AsyncApp) -> tuple[dict[str, Json], list[Event], str, float | None]:
+    async def read(app: AsyncApp) -> tuple[dict[str, Json], float | None, list[Event], str]:
         operation_id = await history.find(app.journal, operation)
         events = []
         if full:
@@ -143,9 +141,9 @@ def show(
             events = await history.marks(app.journal, operation_id)
         state = await app.journal.state(operation_id)
         told = words.shown(state, app.domains.renderer(state.operation_type)) if state.live else ""
-        return await whole_document(app, operation_id), events, told, attempt_seconds(app, state)
+        return *await whole_timed_document(app, operation_id), events, told
 
-    found, events, told, took = reading(context, operation, read)
+    found, took, events, told = reading(context, operation, read)
     text = words.field_words(found, took)
     if told:
         text += f"\n  {'shown':<10} {told}"

@@ -26,7 +26,7 @@ from ktrdr_ops.core.errors import (
     OwnershipLost,
 )
 from ktrdr_ops.interfaces.cli import words
-from ktrdr_ops.interfaces.cli.documents import attempt_seconds, whole_document
+from ktrdr_ops.interfaces.cli.documents import timed_document, whole_document
 from ktrdr_ops.interfaces.cli.live import Viewer
 from ktrdr_ops.interfaces.cli.screen import safe
 
@@ -247,8 +247,9 @@ async def tell(context: Context, app: AsyncApp, found: dict[str, Json]) -> None:
 async def outcome_text(context: Context, app: AsyncApp, found: dict[str, Json]) -> str:
     """How it ended, and the command that goes on; with -q without hints."""
     command = context.command("resume", words.suffix(found["operation_id"]))
-    took = attempt_seconds(app, await app.journal.state(found["operation_id"]))
-    text = words.outcome(found, command, took)
+    state = await app.journal.state(found["operation_id"])
+    _, took = await timed_document(app, state)
+    text = words.outcome(found, command, took, goes_on_elsewhere=state.outlives)
     return text.partition("\n")[0] if context.quiet else text
 
 

@@ -145,9 +145,9 @@ async def _play(context: Context, app: AsyncApp, operation_id: str, factor: floa
 async def _at(context: Context, app: AsyncApp, operation_id: str, text: str) -> None:
     """The state as it was. Raises InvalidValue for a moment before its first event."""
     state = await _state_then(context, app, operation_id, text)
+    state, took = await history.as_lived(app.journal, state, state.status, state.last_at)
     found = document(state, state.status)
     told = words.shown(state, app.domains.renderer(state.operation_type))
-    took = words.active_seconds(state, state.status, state.last_at)
     then = f"{iso(state.last_at)}, position {state.last_position:,}"
     context.emit(found, f"{words.field_words(found, took)}\n  {'shown':<10} {told}\n  {'then':<10} {then}")
 

@@ -36,7 +36,9 @@ _IfRunning = Annotated[
 Wait = Annotated[
     str | None,
     typer.Option(
-        "--wait", metavar="DURATION", help="How long to wait for a host: 30s, 10m, 12h (several, unattended: 12h)."
+        "--wait",
+        metavar="DURATION",
+        help="How long a training waits for a host that is busy or gone: 30s, 10m (several, unattended: 12h).",
     ),
 ]
 _Detach = Annotated[bool, typer.Option("--detach", help="Run in the background; print the id and return.")]

@@ -222,7 +222,7 @@ async def _would_resume(context: Context, app: AsyncApp, ids: Sequence[str], res
     plans, lines = [], []
     for operation_id in ids:
         state = await app.journal.state(operation_id)
-        found = operation_document(app, state)
+        found = await operation_document(app, state)
         plan = "restart" if restart else _plan(app, state, found["status"])
         kept = 0 if restart else state.steps
         plans.append({**found, "plan": plan, "steps_kept": kept})
@@ -300,7 +300,7 @@ def _recovered_code(ended: operating.Ended, outcomes: Sequence[Outcome], left: S
 def _emit_recovered(context: Context, resumed: list[dict[str, Json]], left: Sequence[Plan], word: str) -> None:
     document = {
         "resumed": resumed,
-        "left": [{"operation_id": one.state.operation_id, "why": one.why, "command": one.command} for one in left],
+        "left": [{"operation_id": one.state.operation_id, "why": one.why, **_way_on(one)} for one in left],
     }
     lines = [
         f"{word}: {safe(one['operation_id'])}  {one['status']}  {safe(one['detail'], 400)}".rstrip() for one in resumed
@@ -308,9 +308,15 @@ def _emit_recovered(context: Context, resumed: list[dict[str, Json]], left: Sequ
     for one in left:
         lines += [
             f"left: {safe(one.state.operation_id)}  {safe(one.why)}",
-            f"  run: {safe(context.with_flags(one.command))}",
+            f"  {'run: ' if _way_on(one)['command'] else ''}{safe(context.with_flags(one.command))}",
         ]
     context.emit(document, "\n".join(lines) or "nothing was interrupted")
+
+
+def _way_on(plan: Plan) -> dict[str, Json]:
+    """The command to run; where there is none, what to do in words."""
+    is_command = plan.command.startswith("ktrdr-ops ")
+    return {"command": plan.command, "hint": None} if is_command else {"command": None, "hint": plan.command}
 
 
 # note

@@ -106,7 +106,7 @@ def _above(inputs: Sequence[Mapping[str, Json]], indent: str) -> Iterator[str]:
         if maker is not None:
             seen = "" if "inputs" in maker else "  (see above)"
             yield f"{indent}    by {safe(maker['operation_id'])}  {_status(maker)}{seen}"
-            yield from _above(maker.get("inputs", ()), indent + "    ")
+            yield from _above(maker.get("inputs", ()), indent + "      ")
         elif one.get("operation_id") is not None:
             yield f"{indent}    by {safe(one['operation_id'])}, which this journal does not have"
 
@@ -127,7 +127,7 @@ def _below(outputs: Sequence[Mapping[str, Json]], indent: str) -> Iterator[str]:
                 seen = "" if "outputs" in consumer else "  (see above)"
                 used = f"{safe(consumer['operation_id'])}  {_status(consumer)}  {_evidence(consumer)}"
                 yield f"{indent}    used by {used}{seen}"
-                yield from _below(consumer.get("outputs", ()), indent + "    ")
+                yield from _below(consumer.get("outputs", ()), indent + "      ")
 
 
 def _what(one: Mapping[str, Json]) -> str:

@@ -13,7 +13,7 @@ from ktrdr_ops.core.errors import JournalRefused, KtrdrOpsError, OperationNotFou
 from ktrdr_ops.core.journal import history
 from ktrdr_ops.core.journal.journal import JournalMissing
 from ktrdr_ops.interfaces.cli import operating, words
-from ktrdr_ops.interfaces.cli.documents import operation_document, whole_document
+from ktrdr_ops.interfaces.cli.documents import whole_document
 from ktrdr_ops.interfaces.cli.frame import LOOK, Context, command
 from ktrdr_ops.interfaces.cli.live import LOOK_SECONDS, Viewer
 from ktrdr_ops.interfaces.cli.screen import safe
@@ -41,11 +41,21 @@ def watch(
 
     async def attending(app: AsyncApp) -> int:
         ids = [await history.find(app.journal, one) for one in operations or ()]
+        if not ids and not await history.live(app.journal):
+            context.say("nothing runs; what starts is shown (Ctrl+C ends this)")
         if context.json:
+            await _tell_ended(context, app, ids)
             return await stream(context, app, ids, after=(await app.journal.head()).position)
         return await attend(context, app, ids, tell=True)
 
     return detachable(context, operations or [], attending)
+
+
+async def _tell_ended(context: Context, app: AsyncApp, ids: Sequence[str]) -> None:
+    """The document of each that has ended already: no event of it is to come."""
+    for operation_id in ids:
+        if not await _goes_on(app, operation_id):
+            context.emit_line(await whole_document(app, operation_id), "")
 
 
 def follow_events(context: Context, reference: str, *, everything: bool) -> int:
@@ -163,7 +173,7 @@ async def stream(
         if not goes_on:
             if not app.journal.readonly and await app.journal.settle():
                 continue  # a dead owner has its last event now
-            documents = [operation_document(app, await app.journal.state(operation_id)) for operation_id in ids]
+            documents = [await whole_document(app, operation_id) for operation_id in ids]
             return max((exit_code(found) for found in documents), default=0)
         await settling.settle()
         await asyncio.sleep(LOOK_SECONDS / 2)

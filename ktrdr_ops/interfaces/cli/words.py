@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ktrdr_ops.core.progress import eta_part, format_duration, step_part, with_progress
 from ktrdr_ops.core.replay import progress_state
-from ktrdr_ops.core.state import LIVE
 from ktrdr_ops.interfaces.cli.screen import Style, paint, safe, unpainted
 from ktrdr_ops.interfaces.cli.sparkline import curves, is_curve
 
@@ -62,15 +61,6 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else format_duration(value)
 
 
-def active_seconds(state: OperationState, status: str, now: int) -> float | None:
-    """How long its last attempt worked: to its end, to the last sign of an owner that is gone, or to ``now``
-    (microseconds UTC) while it works."""
-    if state.attempt_started_at is None:
-        return None
-    end = state.finished_at or (now if status in LIVE else state.last_at)
-    return max(end - state.attempt_started_at, 0) / 1e6
-
-
 def number(value: Json) -> str:
     """A value of a result: whole numbers with separators, nested ones in one line."""
     if isinstance(value, bool) or value is None:
@@ -80,7 +70,7 @@ def number(value: Json) -> str:
     if isinstance(value, float):
         return f"{value:,.6g}"
     if isinstance(value, Mapping):
-        inner = [f"{number(below)} {safe(name).replace('_', ' ')}" for name, below in value.items() if _small(below)]
+        inner = [f"{safe(name).replace('_', ' ')} {number(below)}" for name, below in value.items() if _small(below)]
         return ", ".join(inner[:_MANY])
     if isinstance(value, list) and not all(map(_small, value)):
         return f"{len(value):,} values"
@@ -107,8 +97,11 @@ def pairs(values: Mapping[str, Json], *, many: int = _MANY) -> str:
     return " · ".join(shown[:many])
 
 
-def outcome(document: Mapping[str, Json], command: str, took: float | None = None) -> str:
-    """How an attempt ended: a line, then hints. ``command`` resumes it; ``took`` is the attempt's own seconds."""
+def outcome(
+    document: Mapping[str, Json], command: str, took: float | None = None, *, goes_on_elsewhere: bool = False
+) -> str:
+    """How an attempt ended: a line, then hints. ``command`` resumes it; ``took``: how many seconds it was worked on.
+    ``goes_on_elsewhere``: what it began on a host goes on without it."""
     status = document["status"]
     sign, style = _sign(document)
     name = safe(document["operation_id"])
@@ -128,7 +121,9 @@ def outcome(document: Mapping[str, Json], command: str, took: float | None = Non
         error = document["error"] or {}
         line = f"{paint(sign, style)} {name} was interrupted: {safe(error.get('message') or '', 4000)}{steps}"
         afresh = f"  It cannot go on from there. Do all of it afresh: {command} --restart"
-        return f"{line}\n" + (afresh if error.get("final") else f"  resume: {command}")
+        goes_on = "  What it has begun on its host goes on there; the next attempt takes it up again.\n"
+        more = goes_on * goes_on_elsewhere + f"  resume: {command}"
+        return f"{line}\n" + (afresh if error.get("final") else more)
     if status == "failed":
         return _failure(document, command, kept)
     return f"{status_words(document)}  {name}"
@@ -245,7 +240,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int | N
 
 
 def field_words(document: Mapping[str, Any], took: float | None) -> str:
-    """A document as a short list: what it is, how far, how it ended. ``took``: its last attempt's own seconds."""
+    """A document as a short list: what it is, how far, how it ended. ``took``: how many seconds it was worked on."""
     lines = [f"{paint(safe(document['operation_id']), 'bold')}  {status_words(document)}"]
     rows: list[tuple[str, str]] = [
         ("type", safe(document["operation_type"])),

@@ -93,9 +93,24 @@ def test_dates_and_combinations_that_cannot_be_meant_are_refused_with_a_hint(mor
     assert refused.value.hint
 
 
-def test_missing_parameters_are_named():
-    with pytest.raises(InvalidValue, match="timeframe: Field required"):
-        validated({"symbol": "AAPL"})
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"symbol": "AAPL"}, "timeframe is missing"),
+        ({"refresh": "maybe"}, "refresh is 'maybe'; it is true or false"),
+        ({"colour": "red"}, "there is no parameter 'colour'"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named_in_plain_words(given, said):
+    with pytest.raises(InvalidValue) as refused:
+        validated(given if "symbol" in given else {"symbol": "AAPL", "timeframe": "1d", **given})
+    assert refused.value.message == f"a load cannot be asked so: {said}"
+
+
+def test_symbols_with_a_comma_between_them_are_told_to_be_several_words():
+    with pytest.raises(InvalidValue) as refused:
+        validated({"symbol": "AAPL,MSFT", "timeframe": "1d"})
+    assert refused.value.hint == "Several symbols have a space between them: AAPL MSFT"
 
 
 def test_parameters_are_normalised_and_validating_them_again_changes_nothing():

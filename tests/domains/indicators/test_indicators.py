@@ -90,6 +90,8 @@ def test_an_indicator_is_written_out_with_all_of_its_parameters(written, out):
         ("RSI(a)", "timeperiod"),
         ("RSI(1,2)", "2 were given"),
         ("RSI(14.5)", "timeperiod"),
+        ("RSI(-5)", "RSI: timeperiod is -5, which is out of its range"),
+        ("MACD(12,1)", "MACD: slowperiod is 1"),
         ("", "1 to 64"),
         ("../x", "no indicator"),
         (["RSI", 3], "no indicator"),
@@ -109,7 +111,13 @@ def test_a_list_splits_at_commas_outside_of_brackets_and_holds_nothing_twice():
 
 async def test_parameters_are_checked_before_anything_is_journaled(app):
     before = (await app.journal.head()).position
-    for wrong in ({"symbol": "../x"}, {"timeframe": "2d"}, {"indicators": "NOPE"}, {"window": 3}):
+    for wrong in (
+        {"symbol": "../x"},
+        {"timeframe": "2d"},
+        {"indicators": "NOPE"},
+        {"indicators": "RSI(-5)"},
+        {"window": 3},
+    ):
         with pytest.raises(InvalidValue):
             await app.run("indicators_compute", **{"symbol": "TEST", "timeframe": "1d", **wrong})
     assert (await app.journal.head()).position == before

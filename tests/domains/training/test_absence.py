@@ -66,8 +66,8 @@ def waits(told):
 
 
 def impatient(app):
-    """Calls about sessions are given up after half a second."""
-    app.provider("model_train").connector.manager.host._deadline = 0.5
+    """Calls about sessions are given up after a second."""
+    app.provider("model_train").connector.manager.host._deadline = 1.0
 
 
 async def paused_for(app, process, seconds):
@@ -82,7 +82,7 @@ async def paused_for(app, process, seconds):
 async def test_a_host_that_is_paused_is_waited_for_and_the_training_goes_on(opened, process):
     async with opened(process) as app:
         impatient(app)
-        result = await paused_for(app, process, 0.9)
+        result = await paused_for(app, process, 1.6)
         told = await events(app)
         names = await step_names(app)
     assert result.epochs == 20

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from ktrdr_ops import __version__
 from ktrdr_ops.interfaces.cli.screen import Screen, json_text, paint, safe
 
 
@@ -54,6 +55,12 @@ def test_an_invalid_value_is_one_document_and_exit_code_2(done, arguments):
     assert set(ran.json) == {"error"}
     assert set(ran.json["error"]) == {"code", "message", "hint"}
     assert ran.json["error"]["hint"]
+
+
+def test_the_version_is_told(cli):
+    ran = cli("--version")
+    assert (ran.code, ran.out) == (0, f"ktrdr-ops {__version__}\n")
+    assert not cli.journal.exists()
 
 
 def test_help_lists_every_installed_domain_under_a_heading(cli):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from ktrdr_ops.core.artifacts import ObjectStore
 from ktrdr_ops.core.events import ArtifactPublished, Completed, Noted, Submitted
 from ktrdr_ops.core.journal.decisions import Note, Say, Start, draft
 from ktrdr_ops.core.journal.journal import open_journal
+from ktrdr_ops.hosts.sandbox import ensure_data_host, stop_hosts
 from ktrdr_ops.interfaces.cli.journal import size_text
 from ktrdr_ops.interfaces.cli.main import main
 from ktrdr_ops.settings import names
@@ -166,6 +169,13 @@ def test_a_text_file_is_no_journal_and_stays_as_it_is(home, capsys):
     assert (home / "notes.txt").read_text().startswith("not a database")
 
 
+def test_doctors_findings_stand_below_one_another(home, capsys):
+    lines = said(capsys, "--sandbox", "doctor")[1].splitlines()
+    wanted = r"\S+ \w+ +(Python|journal|embedded data host|embedded training host) +"
+    columns = [found.end() for line in lines if (found := re.match(wanted, line))]
+    assert (len(columns), len(set(columns))) == (4, 1)
+
+
 def test_config_names_each_setting_with_its_origin(home, capsys):
     code, settings = document(capsys, "--journal", home / "j.db", "config")
     assert code == 0
@@ -175,6 +185,18 @@ def test_config_names_each_setting_with_its_origin(home, capsys):
     assert settings["pacing"] == {"value": True, "origin": "default"}
     out = said(capsys, "config")[1]
     assert all(name in out for name in names())
+
+
+def test_config_in_the_sandbox_names_no_host_but_its_own(home, capsys):
+    _, settings = document(capsys, "--sandbox", "config")
+    for name in ("ib_host_url", "training_host_url"):
+        assert settings[name] == {"value": None, "origin": "sandbox"}
+    home_of_it = Path(settings["journal"]["value"]).parent
+    url = ensure_data_host(home_of_it)
+    try:
+        assert document(capsys, "--sandbox", "config")[1]["ib_host_url"] == {"value": url, "origin": "sandbox"}
+    finally:
+        stop_hosts(home_of_it)
 
 
 def test_config_names_the_file_that_said_so(home, capsys):

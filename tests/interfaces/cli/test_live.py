@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,8 @@ from datetime import UTC, datetime
 import pytest
 
 from ktrdr_ops.core.progress import GenericProgressState
-from ktrdr_ops.interfaces.cli.words import progress_words
+from ktrdr_ops.core.state import OperationState, document
+from ktrdr_ops.interfaces.cli.words import number, outcome, progress_words
 
 # A session of its own has no terminal until it takes one; then Ctrl+C typed there reaches it.
 _TAKE_THE_TERMINAL = """
@@ -148,6 +150,18 @@ def test_without_a_terminal_a_retry_and_a_wait_are_a_line_each(cli, stuck, words
     assert running.ended().code == 0
 
 
+def test_the_retries_of_an_earlier_attempt_are_not_said_again(cli):
+    running = cli.slow("--stuck", "retry")
+    cli.until(lambda: cli.count("request_retried"))
+    running.signal(signal.SIGKILL)
+    running.ended()
+    resumed = cli.start("resume", "@last")
+    cli.until(lambda: cli.count("attempt_started") == 2)
+    said = [resumed.process.stderr.readline() for _ in range(3)]
+    cli.flag.touch()
+    assert "hung up" not in "".join(said) + resumed.ended().err
+
+
 def test_details_are_shown_wherever_progress_is_and_say_nothing_twice(cli):
     running = cli.slow("--rate", "0.5")
     told = "Piece 3 (slow) [3/5] (3/5 items) │ 12% left"
@@ -164,3 +178,16 @@ def test_how_many_items_are_done_is_said_once():
 
     assert told("Epoch 29/30 of it") == "Epoch 29/30 of it [3/4] │ Batch 5/9"
     assert told("It goes on") == "It goes on [3/4] │ 29/30 items │ Epoch 29/30 · Batch 5/9"
+
+
+def test_values_within_a_value_stand_behind_their_names():
+    assert number({"parameters": 897, "seed_of_it": 42}) == "parameters 897, seed of it 42"
+
+
+@pytest.mark.parametrize(
+    ("outlives", "final", "said"), [(True, False, True), (False, False, False), (True, True, False)]
+)
+def test_an_interrupted_one_whose_host_goes_on_says_so(outlives, final, said):
+    state = OperationState(operation_id="train_1", status="interrupted", outlives=outlives, error={"final": final})
+    told = outcome(document(state, "interrupted"), "ktrdr-ops resume 1", goes_on_elsewhere=state.outlives)
+    assert ("goes on there" in told) == said

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from ktrdr_ops.core.clock import iso
+
 
 def test_without_a_journal_list_is_empty_with_a_hint(cli):
     ran = cli("list", "--json")
@@ -61,20 +63,26 @@ def test_two_statuses_are_either(done):
     assert done("list", "--status", "failed", "--status", "odd").code == 2
 
 
-def test_how_long_it_took_is_the_last_attempts_own_time(cli):
-    running = cli.slow()
+def test_how_long_it_took_is_for_how_long_its_attempts_worked(cli):
+    running = cli.slow("--pause", 0.1)
     running.signal(signal.SIGKILL)
     running.ended()
-    last = cli.rows("SELECT max(at) FROM events")[0][0] / 1e6
-    cli.until(lambda: time.time() > last + 1.2)
-
-    def took():
-        return float(cli("list", "--columns", "took").out.split()[-2])
-
-    assert took() < 1, "a killed one worked until its last event"
+    last = cli.rows("SELECT max(at) FROM events")[0][0]
+    cli.until(lambda: time.time() > last / 1e6 + 1.2)
+    assert 0 < took(cli) < 1, "a killed one worked until its last event"
+    cli("note", "@last", "seen")
+    killed = cli("show", "@last", "--json").json
+    assert (killed["status"], killed["finished_at"]) == ("interrupted", iso(last)), "not when somebody looked"
+    first = took(cli)
     cli.flag.touch()
-    assert cli("resume", "@last").code == 0
-    assert took() < 1
+    resumed = cli("resume", "@last")
+    assert first < took(cli) < first + 1, "both attempts, and not the time between them"
+    assert f"completed in {took(cli):.2f} s" in resumed.out
+    assert f"took       {took(cli):.2f} s" in cli("show", "@last").out
+
+
+def took(cli):
+    return float(cli("list", "--columns", "took").out.split()[-2])
 
 
 def test_a_local_time_is_said_in_utc(done):
@@ -132,7 +140,8 @@ def test_show_follows_one_event_a_line_until_the_end(cli):
 
 def test_watch_of_what_is_over_ends_with_its_exit_code(done):
     assert done("watch", "@last").code == 1
-    assert done("watch", "@last", "--json").code == 1
+    watched = done("watch", "@last", "--json")
+    assert (watched.code, watched.json) == (1, done("show", "@last", "--json").json)
 
 
 def test_a_note_is_an_event(cli):

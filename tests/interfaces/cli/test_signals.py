@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -94,6 +95,19 @@ def test_recover_resumes_what_was_killed(cli):
     ran = cli("recover", "--json")
     assert ran.code == 0
     assert [one["status"] for one in ran.json["resumed"]] == ["completed"]
+
+
+def test_recover_gives_a_command_only_where_there_is_one(cli):
+    running = cli.slow()
+    running.signal(signal.SIGKILL)
+    running.ended()
+    ours = cli.environment["PYTHONPATH"].partition(os.pathsep)[0]
+    left = cli("recover", "--json", PYTHONPATH=ours).json["left"][0]
+    assert left["command"] is None
+    assert left["hint"].startswith("Known: ")
+    told = cli("recover", PYTHONPATH=ours).out
+    assert "\n  Known: " in told
+    assert "run: " not in told
 
 
 def test_of_two_resumes_at_once_one_wins(cli):
@@ -207,3 +221,12 @@ def test_after_a_final_error_no_resume_is_offered(cli):
     watched = cli("watch", "@last")
     assert (watched.code, "resume" in watched.err) == (1, False)
     assert "resume" in cli("toy", "work", "good", "--fail", "3").err
+
+
+def test_watching_nothing_says_so_and_goes_on(cli):
+    assert cli("toy", "work", "one").code == 0
+    for more in ((), ("--json",)):
+        watching = cli.start("watch", *more)
+        assert watching.process.stderr.readline().startswith("nothing runs; what starts is shown")
+        watching.signal(signal.SIGINT)
+        assert watching.ended().code == 0

@@ -51,6 +51,8 @@ def test_a_person_sees_a_tree_that_says_what_is_not_proven(chain):
     assert any("→ toy two" in line and "2 of 2" in line for line in lines)
     assert any(f"used by {id_of(chain, 'three')}" in line for line in lines)
     assert not any("1 of 2" in line for line in lines)
+    consumer = next(at for at, line in enumerate(lines) if "used by" in line)
+    assert lines[consumer + 1].index("→") > lines[consumer].index("used by"), "what that one made lies below it"
 
 
 def test_a_file_is_what_has_its_content_else_what_has_its_name(chain):

@@ -9,6 +9,7 @@ from ktrdr_ops.core.errors import InvalidValue
 from ktrdr_ops.domains.data.engine.timeframes import shown
 
 MAX_LENGTH = 32
+_SEVERAL = "Several symbols have a space between them: AAPL MSFT"
 _SYMBOL = re.compile(r"[A-Z0-9](?:[A-Z0-9.\-]*[A-Z0-9])?")
 _FOREX = re.compile(r"[A-Z]{3}\.[A-Z]{3}")
 _DEVICES = {
@@ -31,13 +32,13 @@ def symbol(value: object) -> str:
     if len(value) > MAX_LENGTH:
         raise InvalidValue(
             f"the symbol {shown(value)} is too long: at most {MAX_LENGTH} characters",
-            hint="Several symbols are several words.",
+            hint=_SEVERAL,
         )
     upper = value.upper() if value.isascii() else value
     if not _SYMBOL.fullmatch(upper) or ".." in upper:
         raise InvalidValue(
             f"{shown(value)} is not a symbol: letters, digits, and between them . and - are taken",
-            hint="Stocks: AAPL, BRK.B. Forex: EUR.USD (not EUR/USD).",
+            hint=_SEVERAL if "," in value else "Stocks: AAPL, BRK.B. Forex: EUR.USD (not EUR/USD).",
         )
     if upper.split(".")[0] in _DEVICES:
         raise InvalidValue(

@@ -14,7 +14,9 @@ def symbol(value: object) -> str:
     """The symbol in upper case. Raises InvalidValue."""
     upper = value.upper() if isinstance(value, str) and value.isascii() else ""
     if not _SYMBOL.fullmatch(upper) or ".." in upper:
-        raise InvalidValue(f"{str(value)[:40]!r} is not a symbol", hint="Stocks: AAPL, BRK.B. Forex: EUR.USD.")
+        several = "Several symbols have a space between them: AAPL MSFT"
+        hint = several if "," in upper else "Stocks: AAPL, BRK.B. Forex: EUR.USD."
+        raise InvalidValue(f"{str(value)[:40]!r} is not a symbol", hint=hint)
     return upper
 
 

@@ -80,6 +80,7 @@ def written_out(text: object) -> str:
         raise InvalidValue(f"{name} takes {takes}: {len(given)} were given")
     for (parameter, default), value in zip(parameters.items(), given, strict=False):
         parameters[parameter] = _number(name, parameter, value, default)
+        _refuse_outside(name, parameter, parameters[parameter], default)
     inside = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in parameters.values())
     return f"{name}({inside})" if inside else name
 
@@ -92,6 +93,18 @@ def _number(name: str, parameter: str, text: str, default: Any) -> float | int:
     if not abs(value) <= _LONGEST or (isinstance(default, int) and value != int(value)):
         raise InvalidValue(f"{name}: {parameter} is {text[:20]!r}; it is a number such as {default}")
     return int(value) if isinstance(default, int) else value
+
+
+def _refuse_outside(name: str, parameter: str, value: float | int, default: Any) -> None:
+    """Raise InvalidValue where the function does not take this value: it says so before it looks at the bars."""
+    function = _function(name)
+    function.parameters = {parameter: value}
+    try:
+        function(dict.fromkeys(_PRICES, np.ones(1)))
+    except Exception as error:  # TA-Lib raises plain Exception
+        raise InvalidValue(
+            f"{name}: {parameter} is {value:g}, which is out of its range", hint=f"A number such as {default}."
+        ) from error
 
 
 def computed(indicator: str, bars: pd.DataFrame) -> pd.DataFrame:

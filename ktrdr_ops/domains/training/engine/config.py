@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -12,6 +13,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ktrdr_ops.core.errors import InvalidValue
+from ktrdr_ops.core.parameters import what_is_wrong
 from ktrdr_ops.domains.training.engine import strategy as strategies
 
 TIMEFRAMES = ("1m", "5m", "15m", "30m", "1h", "2h", "4h", "1d", "1w", "1M")
@@ -58,6 +60,7 @@ class TrainingConfig(BaseModel):
             strategies.with_list(strategy, "timeframes", "timeframe", _timeframes(said.pop("timeframes")))
         model, training = strategy["model"], strategy["model"]["training"]
         model["type"] = _model_type(said.pop("model_type", model["type"]))
+        _refuse_learning(training)
         for name in ("epochs", "seed"):
             training[name] = said.pop(name, training[name])
         return {
@@ -120,10 +123,20 @@ class TrainingConfig(BaseModel):
         return cls(**given, strategy=strategy)
 
 
+def _refuse_learning(training: Mapping[str, Any]) -> None:
+    """Of what the host learns by, what no host can: it is found out here, before anything is journaled."""
+    rate, size = training.get("learning_rate"), training.get("batch_size")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf):
+        raise InvalidValue(f"learning_rate is {str(rate)[:40]!r}; it is a number above 0", hint=_RATE)
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise InvalidValue(
+            f"batch_size is {str(size)[:40]!r}; it is a whole number from 1", hint=_SET + "batch_size=32"
+        )
+
+
 def _refused(error: ValidationError) -> InvalidValue:
-    said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
     return InvalidValue(
-        f"a training cannot be asked so: {said}"[:400],
+        f"a training cannot be asked so: {what_is_wrong(error)}",
         hint=f"It takes {', '.join(TrainingConfig.model_fields)}, and set with changes to the strategy.",
     )
 
@@ -171,4 +184,6 @@ def _day(value: object) -> str:
     raise InvalidValue(f"{str(value)[:40]!r} is no day", hint="A day in UTC, like 2024-01-31.")
 
 
+_SET = "--set model.training."
+_RATE = f"{_SET}learning_rate=0.001 (1e-3 is text in YAML)"
 _MINUTE = "1m is a minute, 1M a month."

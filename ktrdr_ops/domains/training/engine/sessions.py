@@ -50,7 +50,7 @@ STOP_DEADLINE = 30.0
 """Seconds in which the host must have stopped after a cancel; later the cancel is not confirmed."""
 _GRACE = 2.0
 _FASTEST_POLL, _SLOWEST_POLL, _POLL_RATIO = 0.1, 5.0, 4.0
-_SAYS_WHY = "The host says why. With another strategy (--set) it is another training; the same command asks again."
+_SAYS_WHY = "The host says why. Change the strategy, by --set too: ktrdr-ops models train --help"
 _INVALID = 422
 _AN_ANSWER = ("500", "501")
 """A start that fails so was answered; any other answer that cannot be used may have been lost on its way."""
@@ -213,7 +213,10 @@ class Training:
                 self._may_run = False
             raise
         except HostRefused as error:
-            self._may_run = before and error.details["status"] != _INVALID
+            if error.details["status"] == _INVALID:
+                self._may_run = False
+                raise SessionFailed(error.message, hint=_SAYS_WHY, final=True, **error.details) from error
+            self._may_run = before
             raise
         except HostAnswerWrong as error:
             if error.details.get("reason") not in _AN_ANSWER:

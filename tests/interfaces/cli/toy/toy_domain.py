@@ -132,7 +132,7 @@ class Work(OperationProvider):
                 raise ZeroDivisionError("a defect\x1b[2J")
             if asked["stuck"] == "thread" and piece == 3:
                 await asyncio.to_thread(time.sleep, 60)
-            if asked["stuck"] == "retry" and piece == 3:
+            if asked["stuck"] == "retry" and piece == 3 and attempt.number == 1:
                 attempt.retried(Retry("toy host", "GET", "/toy", 2, "the toy host hung up", 15.0))
             async with held(attempt, asked["stuck"] == "wait" and piece == 3):
                 while piece == 3 and asked["until"] and not Path(asked["until"]).exists():
