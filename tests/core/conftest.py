@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ktrdr_ops.core.cancellation import CancellationSystem
+from ktrdr_ops.core.domain import OperationProvider
+from ktrdr_ops.core.errors import OperationInterrupted
 from ktrdr_ops.core.journal.journal import open_journal
 from ktrdr_ops.core.orchestration import AsyncOperation, AsyncOrchestrationFramework
-from ktrdr_ops.core.progress import GenericProgressManager
+from ktrdr_ops.core.progress import GenericProgressManager, PlainRenderer
 
 
 class Shown:
@@ -40,3 +42,23 @@ async def framework(tmp_path, shown):
 
 def operation(name: str = "work", **more) -> AsyncOperation:
     return AsyncOperation(**{"operation_id": name, "operation_type": "work_type", "total_steps": 4, **more})
+
+
+async def unreachable(operation, progress_manager, token):
+    raise OperationInterrupted("no answer for 60 s: outcome unknown")
+
+
+class Provider(OperationProvider):
+    operation_type = "work_type"
+
+    def validate(self, raw):
+        return dict(raw)
+
+    def operation(self, parameters):
+        return operation()
+
+    async def perform(self, operation, progress, token, attempt):
+        return "fine"
+
+    def renderer(self):
+        return PlainRenderer()

@@ -8,34 +8,12 @@ from dataclasses import replace
 import pytest
 
 from ktrdr_ops.core.attempt import Attempt
-from ktrdr_ops.core.domain import OperationProvider
 from ktrdr_ops.core.errors import OperationCancelledException, OperationInterrupted, OwnershipLost
 from ktrdr_ops.core.events import Cancelled
 from ktrdr_ops.core.journal.decisions import Resume, Say, draft
 from ktrdr_ops.core.journal.journal import Journal
 from ktrdr_ops.core.orchestration import How
-from ktrdr_ops.core.progress import PlainRenderer
-from tests.core.conftest import operation
-
-
-async def unreachable(operation, progress_manager, token):
-    raise OperationInterrupted("no answer for 60 s: outcome unknown")
-
-
-class Provider(OperationProvider):
-    operation_type = "work_type"
-
-    def validate(self, raw):
-        return dict(raw)
-
-    def operation(self, parameters):
-        return operation()
-
-    async def perform(self, operation, progress, token, attempt):
-        return "fine"
-
-    def renderer(self):
-        return PlainRenderer()
+from tests.core.conftest import Provider, operation, unreachable
 
 
 class Remote(Provider):

@@ -8,40 +8,18 @@ import time
 import pytest
 
 from ktrdr_ops.core.attempt import PATIENCE_SECONDS
-from ktrdr_ops.core.domain import OperationProvider
 from ktrdr_ops.core.errors import OperationCancelledException, OperationInterrupted
 from ktrdr_ops.core.orchestration import How
-from ktrdr_ops.core.progress import PlainRenderer
 from ktrdr_ops.core.recovery import plan
-from tests.core.conftest import operation
+from tests.core.conftest import Provider, operation, unreachable
 
 
 async def lost(operation, progress_manager, token):
     raise OperationInterrupted("outcome unknown, last seen piece 92 of 100", final=True)
 
 
-async def unreachable(operation, progress_manager, token):
-    raise OperationInterrupted("the host did not answer for 600 s")
-
-
 async def fine(operation, progress_manager):
     return "fine"
-
-
-class Provider(OperationProvider):
-    operation_type = "work_type"
-
-    def validate(self, raw):
-        return dict(raw)
-
-    def operation(self, parameters):
-        return operation()
-
-    async def perform(self, operation, progress, token, attempt):
-        return "fine"
-
-    def renderer(self):
-        return PlainRenderer()
 
 
 async def ends(framework):
