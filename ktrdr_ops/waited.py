@@ -6,7 +6,9 @@ import asyncio
 import atexit
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ktrdr_ops.core.domain import Domain
@@ -22,12 +24,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LAST_SECONDS = 5.0
+"""How long what is cancelled at the end may take to stop."""
+
 
 class Loop:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._under_way: set[Future[Any]] = set()
+        self._ending = self._ended = False
         self._chores: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ktrdr-ops-loop", daemon=True)
         self._thread.start()
@@ -37,36 +45,61 @@ class Loop:
         """Whether nothing can be waited for any more."""
         return self._loop.is_closed()
 
-    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Its result. Ctrl+C while waiting cancels it there; what it then states is waited for.
+    @property
+    def is_around(self) -> bool:
+        """Whether the caller is part of what a call of this loop does: an operation, in whichever thread."""
+        return self in _AROUND.get()
 
-        Raises InvalidValue in the loop's own thread (a progress callback, an async operation), which would wait for
-        itself.
-        """
+    def check(self) -> None:
+        """Raises InvalidValue in the loop's own thread (a progress callback, an async operation), which would wait for
+        itself."""
         if threading.get_ident() == self._thread.ident:
-            coroutine.close()
             raise InvalidValue(
                 "this call waits for the thread that makes it",
                 hint="In a callback or an async operation use open_app_async, or call it from a thread of your own.",
             )
-        if self.closed:
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Its result. Ctrl+C while waiting cancels it there; what it then states is waited for.
+
+        Raises what ``check`` raises, and JournalRefused where the application was closed, also meanwhile.
+        """
+        try:
+            self.check()
+            ended, future = self._begun(coroutine)
+        except BaseException:
             coroutine.close()
-            raise JournalRefused("this application was closed", hint="Open another: app = ko.open_app()")
-        ended = threading.Event()
-
-        async def until_ended() -> T:
-            try:
-                return await coroutine
-            finally:
-                ended.set()
-
-        future = asyncio.run_coroutine_threadsafe(until_ended(), self._loop)
+            raise
         try:
             return future.result()
         except KeyboardInterrupt:
             future.cancel()
             ended.wait()
             raise
+        except Exception as error:  # whatever it is that came of the end
+            if self._ending and not self.is_around:
+                raise _closed() from error
+            raise
+        finally:
+            self._under_way.discard(future)
+
+    def _begun(self, coroutine: Coroutine[Any, Any, T]) -> tuple[threading.Event, Future[T]]:
+        """While the application closes, what runs in it may still make its calls, and nobody else."""
+        ended = threading.Event()
+
+        async def until_ended() -> T:
+            _AROUND.set(_AROUND.get() | {self})
+            try:
+                return await coroutine
+            finally:
+                ended.set()
+
+        with self._lock:
+            if self._ended or (self._ending and not self.is_around):
+                raise _closed()
+            future = asyncio.run_coroutine_threadsafe(until_ended(), self._loop)
+            self._under_way.add(future)
+        return ended, future
 
     def soon(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have it done without waiting; nothing where the loop has ended."""
@@ -79,12 +112,55 @@ class Loop:
         with suppress(RuntimeError):  # it is closed
             self._loop.call_soon_threadsafe(begin)
 
-    def close(self) -> None:
-        """End the thread."""
-        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def at_exit(self, make: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> None:
+        """Have it done while the interpreter ends; not under what still goes on, which ends with the process."""
+        if not self._under_way:
+            with suppress(TimeoutError, RuntimeError):
+                asyncio.run_coroutine_threadsafe(make(), self._loop).result(seconds)
+
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Do what is last to be done, cancel all else, and end the thread. Whoever still waits is told."""
+        self._ending = True
+        ending = asyncio.run_coroutine_threadsafe(self._end(last), self._loop)
+        try:
+            ending.result()
+        except KeyboardInterrupt:
+            ending.cancel()
+            raise
+        finally:
+            self._thread.join()
+            for future in tuple(self._under_way):
+                future.cancel()
+            self._loop.close()
+
+    async def _end(self, last: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        try:
+            if last is not None:
+                await last()
+        finally:
+            try:
+                await self._cancel_all()
+                await self._loop.shutdown_asyncgens()
+                await self._loop.shutdown_default_executor()
+            finally:
+                self._loop.call_soon(self._loop.stop)
+
+    async def _cancel_all(self) -> None:
+        with self._lock:
+            self._ended = True
+        await asyncio.sleep(0)  # what was begun before that has a task now
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_LAST_SECONDS)
+
+
+_AROUND: ContextVar[frozenset[Loop]] = ContextVar("ktrdr_ops_around", default=frozenset())
+
+
+def _closed() -> JournalRefused:
+    return JournalRefused("this application was closed", hint="Open another: app = ko.open_app()")
 
 
 class SyncJournal:
@@ -129,6 +205,7 @@ class App:
         self._app = app
         self.settings = app.settings
         self.journal = SyncJournal(loop, app)
+        self._closing = threading.Lock()
         atexit.register(self._flush)
 
     def __enter__(self) -> App:
@@ -138,18 +215,27 @@ class App:
         self.close()
 
     def close(self) -> None:
-        """End what runs here as interrupted, write what is queued, close everything. Closing again does nothing."""
-        if self._loop.closed:
-            return
-        atexit.unregister(self._flush)
-        try:
-            self._loop.wait(self._app.aclose())
-        finally:
-            self._loop.close()
+        """End what runs here as interrupted, write what is queued, close everything; calls that wait in other threads
+        end with JournalRefused. Closing again waits until it is closed, and does nothing.
+
+        Raises InvalidValue in an operation of its own, and in a progress callback: it would wait for itself.
+        """
+        self._loop.check()
+        if self._loop.is_around:
+            raise InvalidValue(
+                "an operation cannot close the application that runs it: it would wait for itself",
+                hint="Close it when app.run has returned.",
+            )
+        with self._closing:
+            if not self._loop.closed:
+                atexit.unregister(self._flush)
+                self._loop.close(self._app.aclose)
 
     def _flush(self) -> None:
         """The process ends without having closed it."""
         self._app.journal.flush(2.0)
+        if self._app._pool is not None:  # its connections would complain
+            self._loop.at_exit(self._app._pool.aclose, 2.0)
 
     def register(self, domain: Domain) -> None:
         """Serve one more domain in this application."""

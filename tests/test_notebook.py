@@ -145,7 +145,8 @@ def test_a_notebook_goes_on_where_its_killed_kernel_was(tmp_path, open_notebook)
     notebook.interrupt()
     assert notebook.ended() == "KeyboardInterrupt"
     assert notebook.run('print(app.show("@last")["status"])') == "cancelled\n"
-    assert notebook.run(BUILDING) == "12\n"
+    edited = BUILDING.replace("    for month", "    # it was interrupted\n    for month")
+    assert notebook.run(edited) == "12\n"
     assert sorted(set(lines())) == months
     again = [month for month in months if lines().count(month) > 1]
     assert set(again) <= {*months[3:5], lines()[7]}, lines()

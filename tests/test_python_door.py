@@ -1,4 +1,5 @@
-"""Operations of one's own, from a script: `app.operation`, `op.track`, `op.step`, and the tail of the journal."""
+"""Operations of one's own, from a script: `app.operation`, `op.step`, and the tail of the journal. `op.track` has a
+file of its own."""
 
 from __future__ import annotations
 
@@ -10,15 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import ktrdr_ops as ko
+from ktrdr_ops.core.artifacts import ObjectStore
 from ktrdr_ops.core.errors import (
     InvalidValue,
     JournalRefused,
@@ -26,7 +27,7 @@ from ktrdr_ops.core.errors import (
     OperationCancelledException,
     OperationNotFound,
 )
-from ktrdr_ops.core.tracking import EVERY_SECONDS, MAX_TRACKS, Track, Tracks, marks_of
+from ktrdr_ops.core.tracking import EVERY_SECONDS
 from ktrdr_ops.hosts.sandbox import stop_hosts
 
 DEADLINE = 20.0
@@ -41,6 +42,12 @@ def until(true, what: str = "it", seconds: float = DEADLINE):
         assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
         time.sleep(0.005)
     return found
+
+
+def counts(events) -> list[int]:
+    """How many items the only track had completed at each checkpoint."""
+    kept = [event.fact.value["tracks"].values() for event in events if event.type == "checkpointed"]
+    return [mark["count"] for marks in kept for mark in marks]
 
 
 @pytest.fixture
@@ -145,331 +152,6 @@ def test_a_killed_script_run_again_repeats_at_most_the_last_100_ms(tmp_path):
     assert types[-1] == "completed"
 
 
-# Which items are done again
-
-
-def test_what_a_failed_attempt_completed_is_not_done_again(app):
-    done: list[int] = []
-    fails = [3]
-
-    @app.operation("count_up")
-    def count_up(op):
-        for number in op.track(range(6)):
-            if number in fails:
-                raise RuntimeError("this one")
-            done.append(number)
-
-    with pytest.raises(RuntimeError, match="this one"):
-        app.run("count_up")
-    fails.clear()
-    app.run("count_up")
-    assert done == [0, 1, 2, 3, 4, 5]
-    assert app.show("@last")["attempt"] == 2
-    app.run("count_up")  # a completed one is another operation, from the beginning
-    assert done == [0, 1, 2, 3, 4, 5] * 2
-
-
-def test_an_item_at_which_a_loop_breaks_off_is_not_completed(app):
-    done: list[str] = []
-
-    @app.operation("broken_off")
-    def broken_off(op, last):
-        for item in op.track(["a", "b", "c"], name="first"):
-            if item == "b" and op.attempt == 1:
-                break
-            done.append(item)
-        for item in op.track(["x", "y"]):
-            done.append(item)
-            if op.attempt == 1 and item == "y":
-                raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        app.run("broken_off", last=1)
-    app.run("broken_off", last=1)
-    assert done == ["a", "x", "y", "b", "c", "y"]
-
-
-def test_a_track_in_the_loop_of_another_goes_on_within_its_item(app):
-    done: list[tuple[str, int]] = []
-    fails = {("b", 2), ("c", 0)}
-
-    @app.operation("nested")
-    def nested(op):
-        for letter in op.track(["a", "b", "c"]):
-            for number in op.track(range(4)):
-                if (letter, number) in fails:
-                    fails.discard((letter, number))
-                    raise RuntimeError
-                done.append((letter, number))
-
-    for _ in range(2):
-        with pytest.raises(RuntimeError):
-            app.run("nested")
-    app.run("nested")
-    assert done == [(letter, number) for letter in "abc" for number in range(4)]
-    marks = [event.fact.value["tracks"] for event in app.events("@last") if event.type == "checkpointed"]
-    assert set(marks[-1]) == {"1"}
-
-
-def test_other_items_in_place_of_completed_ones_are_refused_and_items_behind_them_are_not(app):
-    items = ["a", "b", "c"]
-    fails = True
-
-    @app.operation("listed")
-    def listed(op):
-        done = []
-        for item in op.track(items):
-            if item == "c" and fails:
-                raise RuntimeError
-            done.append(item)
-        return done
-
-    with pytest.raises(RuntimeError):
-        app.run("listed")
-    fails = False
-    items[0] = "A"
-    with pytest.raises(InvalidValue, match="2 items that an earlier attempt completed are not the first ones now"):
-        app.run("listed")
-    items[:] = ["a"]
-    with pytest.raises(InvalidValue, match="completed 2 items, and now there are 1"):
-        app.run("listed")
-    items[:] = ["a", "b", "C", "d"]
-    assert app.run("listed") == ["C", "d"]
-    items[:] = ["A"]
-    assert app.run("listed", how=ko.How(fresh=True)) == ["A"]
-
-
-@pytest.mark.parametrize(
-    "items", [iter([1]), (x for x in [1]), {1, 2}, frozenset([1]), "text", b"bytes", map(str, [1]), 5]
-)
-def test_what_has_no_length_and_order_of_its_own_cannot_be_tracked(any_app, items):
-    @any_app.operation("odd_items")
-    def odd_items(op):
-        for _ in op.track(items):
-            pass
-
-    with pytest.raises(InvalidValue, match="cannot be tracked"):
-        any_app.run("odd_items")
-
-
-def test_an_item_that_says_something_else_in_every_process_is_refused(app):
-    @app.operation("addresses")
-    def addresses(op):
-        for _ in op.track([object()]):
-            pass
-
-    with pytest.raises(InvalidValue, match="cannot be recognised"):
-        app.run("addresses")
-
-
-def frame():
-    import pandas as pd
-
-    return pd.DataFrame({"a": range(100)})
-
-
-def array():
-    import numpy as np
-
-    return np.arange(2000)
-
-
-@pytest.mark.parametrize(
-    "item", [array, frame, lambda: ("a", array()), lambda: {"of": [array()]}, lambda: ("MSFT", frozenset({"rsi"}))]
-)
-def test_an_item_whose_text_does_not_say_all_of_it_is_refused(any_app, item):
-    @any_app.operation("nameless_items")
-    def nameless_items(op):
-        for _ in op.track([item()]):
-            pass
-
-    with pytest.raises(InvalidValue, match="cannot be recognised by a later attempt: what is printed of it is no name"):
-        any_app.run("nameless_items", how=ko.How(fresh=True))
-
-
-def test_many_kinds_of_items_are_tracked(app):
-    import numpy as np
-    import pandas as pd
-
-    rows = [[1, "a", None, 2.5], (1,), range(3), [], [{"a": []}]]
-    kinds = [*rows, {"a": 1}, {"a": 1}.items(), np.arange(3), pd.Index(["x"])]
-
-    @app.operation("kinds")
-    def kinds_of(op):
-        return [len(list(op.track(items))) for items in kinds]
-
-    assert app.run("kinds") == [4, 1, 3, 0, 1, 1, 1, 3, 1]
-
-
-def test_what_is_completed_is_kept_while_the_next_item_takes_long(app):
-    slow = threading.Event()
-
-    @app.operation("slow_last")
-    def slow_last(op):
-        for number in op.track(range(50)):
-            if number == 49:
-                slow.wait(DEADLINE)
-
-    def last_count():
-        kept = [event.fact for event in app.events("@last") if event.type in ("checkpointed", "progressed")]
-        marks = [fact.value["tracks"]["1"]["count"] for fact in kept if fact.type == "checkpointed"]
-        told = [fact.items for fact in kept if fact.type == "progressed"]
-        return marks and marks[-1] == 49 and told[-1] == 49
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(app.run, "slow_last")
-        try:
-            until(lambda: app.sql("SELECT 1 FROM v_events") and last_count(), "the last checkpoint", 2.0)
-        finally:
-            slow.set()
-        running.result()
-
-
-def test_a_fast_loop_makes_at_most_ten_checkpoints_and_ten_updates_a_second(app):
-    @app.operation("fast")
-    def fast(op):
-        began = time.monotonic()
-        for _ in op.track(range(30_000)):
-            pass
-        return time.monotonic() - began
-
-    seconds = app.run("fast")
-    types = [event.type for event in app.events("@last")]
-    most = seconds / EVERY_SECONDS + 2
-    assert 1 <= types.count("checkpointed") <= most
-    assert 1 <= types.count("progressed") <= most
-    document = app.show("@last")
-    assert (document["items_processed"], document["total_items"]) == (30_000, 30_000)
-    print(f"{seconds / 30_000 * 1e6:.1f} us an item")
-
-
-def test_the_last_checkpoint_stands_before_what_comes_after_the_loop(app):
-    @app.operation("then_step")
-    def then_step(op):
-        for _ in op.track([1, 2, 3]):
-            pass
-        op.step("after", lambda: "done")
-
-    app.run("then_step")
-    events = app.events("@last")
-    step = next(index for index, event in enumerate(events) if event.type == "step_completed")
-    counts = [e.fact.value["tracks"]["1"]["count"] for e in events[:step] if e.type == "checkpointed"]
-    assert counts[-1] == 3
-
-
-def test_each_loop_takes_a_track_of_its_own(app):
-    @app.operation("twice")
-    def twice(op):
-        track = op.track([1, 2])
-        assert len(track) == 2
-        return [list(track), list(track)]
-
-    with pytest.raises(InvalidValue, match="looped over already"):
-        app.run("twice")
-
-
-def test_names_of_tracks_are_told_apart(app):
-    @app.operation("named")
-    def named(op, names):
-        for name in names:
-            for _ in op.track([1], name=name):
-                pass
-
-    app.run("named", names=["a", "b", None])
-    with pytest.raises(InvalidValue, match="two tracks have the name 'a'"):
-        app.run("named", names=["a", "a"])
-    with pytest.raises(InvalidValue, match="no name of a track"):
-        app.run("named", names=["a/b"])
-    with pytest.raises(InvalidValue, match="tracks beside one another"):
-        app.run("named", names=[None] * (MAX_TRACKS + 1))
-
-
-# The pure part
-
-ITEMS = st.lists(
-    st.one_of(st.integers(), st.text(max_size=3), st.none(), st.tuples(st.integers(), st.text())), max_size=12
-)
-
-
-class Left(Exception):
-    """The loop is left."""
-
-
-def attempt(items, marks, stop, *, breaks, save_every=1):
-    """One attempt at a loop that is left at the ``stop``-th item which it is handed; gives the items whose body ended,
-    the checkpoints that were queued while it ran, and the last one."""
-    queued: list = []
-    tracks = Tracks(marks, save=queued.append, tell=lambda track: None, check=lambda: None, later=lambda late: None)
-    tracks.enter()
-    done = []
-    with suppress(Left):
-        for number, item in enumerate(Track(tracks, items, None)):
-            if number % save_every == 0:
-                tracks.save()
-            if number == stop:
-                if breaks:
-                    break
-                raise Left
-            done.append(item)
-    while_running = list(queued)
-    tracks.close()
-    return done, while_running, queued[-1] if queued else None
-
-
-@given(ITEMS, st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=4))
-def test_however_often_a_loop_is_left_each_item_is_completed_once(items, stops):
-    marks: dict = {}
-    done = []
-    for stop, breaks in stops:
-        more, _, last = attempt(items, marks, stop, breaks=breaks)
-        done += more
-        marks = marks if last is None else marks_of({"tracks": last})
-    done += attempt(items, marks, None, breaks=False)[0]
-    assert done == list(items)
-
-
-@given(ITEMS, st.integers(0, 12), st.integers(1, 4), st.data())
-def test_a_kill_at_any_moment_repeats_only_what_was_not_queued(items, stop, save_every, data):
-    done, queued, _ = attempt(items, {}, stop, breaks=True, save_every=save_every)
-    kept = data.draw(st.sampled_from(queued)) if queued else {}
-    count = kept.get("1", {"count": 0})["count"]
-    assert count <= len(done)
-    assert attempt(items, marks_of({"tracks": kept}), None, breaks=True)[0] == list(items)[count:]
-
-
-@given(ITEMS, ITEMS, st.integers(0, 12))
-def test_other_items_are_refused_exactly_when_they_stand_where_completed_ones_stood(items, others, stop):
-    done, _, last = attempt(items, {}, stop, breaks=True)
-    marks = marks_of({"tracks": last or {}})
-    if list(map(repr, others[: len(done)])) == list(map(repr, done)):
-        assert attempt(others, marks, None, breaks=True)[0] == others[len(done) :]
-    else:
-        with pytest.raises(InvalidValue, match="earlier attempt completed"):
-            attempt(others, marks, None, breaks=True)
-
-
-@given(st.lists(st.integers(0, 4), max_size=5), st.lists(st.integers(0, 6), max_size=4))
-def test_however_often_nested_loops_are_left_each_item_is_completed_once(lengths, stops):
-    marks: dict = {}
-    done = []
-    for stop in [*stops, None]:
-        queued: list = []
-        tracks = Tracks(marks, save=queued.append, tell=lambda _: None, check=lambda: None, later=lambda _: None)
-        tracks.enter()
-        handed_out = 0
-        with suppress(Left):
-            for outer in Track(tracks, range(len(lengths)), None):
-                for inner in Track(tracks, range(lengths[outer]), None):
-                    if handed_out == stop:
-                        raise Left
-                    handed_out += 1
-                    done.append((outer, inner))
-        tracks.close()
-        marks = marks_of({"tracks": queued[-1]}) if queued else marks
-        assert len(marks) <= 2  # what was inside a completed item is forgotten
-    assert done == [(outer, inner) for outer, length in enumerate(lengths) for inner in range(length)]
-
-
 # Steps, checkpoints, artifacts
 
 
@@ -493,6 +175,108 @@ def test_a_step_is_done_once_by_whichever_thread_comes_first(app):
         app.run("stepped")
     assert app.run("stepped") == [{"word": "x"}] * 4 + [{"word": "y"}]
     assert calls == ["x", "y"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_step_whose_name_another_one_has_is_refused(app, kind):
+    done: list[str] = []
+
+    @app.operation("plain")
+    def plain(op):
+        for letter in "abc":
+            op.step("load", done.append, letter)
+
+    @app.operation("async")
+    async def awaited(op):
+        for letter in "abc":
+            await op.step("load", done.append, letter)
+
+    for _ in range(2):
+        with pytest.raises(InvalidValue, match="the step 'load' was done already in this attempt"):
+            app.run(kind)
+    assert done == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_step_in_an_item_of_a_track_is_that_items_own(app, kind):
+    """One attempt for each item: what is left of the first is not taken for the second's."""
+    done: list[str] = []
+    left: list[str] = []
+
+    def load(letter):
+        done.append(letter)
+        return letter.upper()
+
+    def leave(letter):
+        if letter not in left:
+            left.append(letter)
+            raise RuntimeError("left")
+
+    @app.operation("plain")
+    def plain(op):
+        loaded = []
+        for month in op.track([1, 2], name="months"):
+            for letter in op.track(["a", "b"], name="letters"):
+                loaded.append(op.step("load", load, f"{letter}{month}"))
+                leave(f"{letter}{month}")
+        return loaded
+
+    @app.operation("async")
+    async def awaited(op):
+        loaded = []
+        for month in op.track([1, 2], name="months"):
+            for letter in op.track(["a", "b"], name="letters"):
+                loaded.append(await op.step("load", load, f"{letter}{month}"))
+                leave(f"{letter}{month}")
+        return loaded
+
+    for _ in range(4):
+        with pytest.raises(RuntimeError, match="left"):
+            app.run(kind)
+    assert app.run(kind) == ["B2"]
+    assert done == ["a1", "b1", "a2", "b2"]
+
+
+def test_a_step_that_failed_may_be_tried_again_and_one_of_another_operation_is_another(app):
+    tries: list[int] = []
+
+    def third(*_):
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError
+
+    @app.operation("inside")
+    def inside(op):
+        return op.step("load", lambda: "inner")
+
+    @app.operation("around")
+    def around(op):
+        for _ in range(3):
+            with suppress(OSError):
+                op.step("load", third)
+        return app.run("inside")
+
+    assert app.run("around") == "inner"
+    assert len(tries) == 3
+
+
+def test_a_step_is_shared_by_the_tasks_that_come_to_it(app):
+    calls: list[int] = []
+
+    def load(number):
+        calls.append(number)
+        return number
+
+    @app.operation("shared")
+    async def shared(op):
+        async def work(number):
+            return await op.step("load", load, number)
+
+        first = await work(0)
+        return [first, *await asyncio.gather(work(1), work(2))]
+
+    assert app.run("shared") == [0, 0, 0]
+    assert calls == [0]
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
@@ -533,6 +317,35 @@ def test_content_is_published(app):
     )
 
 
+class Watched(ObjectStore):
+    """Knows which threads put content there."""
+
+    threads: typing.ClassVar[list[threading.Thread]] = []
+
+    def put(self, content: bytes) -> str:
+        self.threads.append(threading.current_thread())
+        return super().put(content)
+
+
+def test_content_is_hashed_and_written_beside_the_event_loop(app):
+    loops: list[threading.Thread] = []
+    app._app.objects = Watched(app._app.objects.root)
+
+    @app.operation("plain")
+    def plain(op):
+        op.publish("text", "k", b"x")
+
+    @app.operation("async")
+    async def awaited(op):
+        loops.append(threading.current_thread())
+        await op.publish("text", "k", b"y")
+
+    app.run("plain")
+    app.run("async")
+    assert len(Watched.threads) == 2
+    assert loops[0] not in Watched.threads
+
+
 def test_progress_in_words_of_ones_own(app):
     @app.operation("two_steps", steps=2)
     def two_steps(op):
@@ -554,48 +367,6 @@ def test_progress_in_words_of_ones_own(app):
 
 
 # Threads, loops, other processes
-
-
-def test_tracks_in_threads_of_their_own_need_names(app):
-    @app.operation("threads")
-    def threads(op, named):
-        def work(word):
-            return list(op.track([word] * 3, name=word if named else None))
-
-        with ThreadPoolExecutor(4) as pool:
-            return sum(len(items) for items in pool.map(work, "abcd"))
-
-    assert app.run("threads", named=True) == 12
-    with pytest.raises(InvalidValue, match="needs a name"):
-        app.run("threads", named=False)
-
-
-@pytest.mark.parametrize("kind", ["tasks", "threads"])
-def test_only_one_task_or_thread_in_a_place_may_leave_its_tracks_without_names(app, kind):
-    """Each would take a number by chance: the marks of one attempt would be the other loop's in the next."""
-    barrier = threading.Barrier(2)
-
-    @app.operation("unnamed_tasks")
-    async def unnamed_tasks(op, named):
-        async def work(word):
-            for _ in op.track([word] * 3, name=word if named else None):
-                await asyncio.sleep(0)
-
-        await asyncio.gather(work("a"), work("b"))
-
-    @app.operation("unnamed_threads")
-    def unnamed_threads(op, named):
-        def work(word):
-            barrier.wait(DEADLINE)
-            list(op.track([word] * 3, name=word if named else None))
-
-        with ThreadPoolExecutor(2) as pool:
-            for running in [pool.submit(contextvars.copy_context().run, work, word) for word in "ab"]:
-                running.result(DEADLINE)
-
-    app.run(f"unnamed_{kind}", named=True)
-    with pytest.raises(InvalidValue, match="need names"):
-        app.run(f"unnamed_{kind}", named=False)
 
 
 def test_a_call_that_would_wait_for_its_own_thread_says_so(app):
@@ -734,8 +505,7 @@ def test_it_stops_at_the_next_item_when_another_process_cancels_it(tmp_path, app
     assert document["status"] == "cancelled"
     assert document["cancellation"]["requested_by"] == "somebody"
     assert document["cancellation"]["latency_ms"] < 1000
-    marks = [event.fact.value["tracks"]["1"]["count"] for event in app.events("@last") if event.type == "checkpointed"]
-    assert marks[-1] == len(done)
+    assert counts(app.events("@last"))[-1] == len(done)
 
 
 def test_ctrl_c_in_a_script_cancels_and_the_script_run_again_goes_on(tmp_path):
@@ -767,7 +537,7 @@ import os, signal, ktrdr_ops as ko
 app = ko.open_app()
 @app.operation("left")
 def left(op, number):
-    for item in op.track([1, 2, 3]):
+    for item in op.track([1, 2, 3], "parts"):
         if item == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         op.step(f"durable {item}", lambda: None)
@@ -779,7 +549,7 @@ app.run("left", number=%d)
 
         @app.operation("left")
         def left(op, number):
-            done.extend(op.track([1, 2, 3]))
+            done.extend(op.track([1, 2, 3], "parts"))
 
         app.resume("left_number-1")
         outcomes, left_alone = app.recover()
@@ -826,10 +596,10 @@ def test_checkpoints_are_kept_while_the_queue_is_full_and_nobody_waits_for_it(ap
 
     app.run("full_queue")
     events = app.events("@last")
-    counts = [event.fact.value["tracks"]["1"]["count"] for event in events if event.type == "checkpointed"]
-    assert len(counts) > 4
-    assert counts == sorted(set(counts))
-    assert counts[-1] == 60
+    marks = counts(events)
+    assert len(marks) > 4
+    assert marks == sorted(set(marks))
+    assert marks[-1] == 60
     assert max(event.fact.skipped for event in events if event.type == "progressed") > 500
     assert took[0] < 60 * 0.01 + 1.0
 
@@ -989,6 +759,109 @@ def test_an_application_is_open_until_it_is_closed(tmp_path):
     app.close()
     with pytest.raises(JournalRefused, match="was closed"):
         app.run("any_type")
+
+
+def test_an_application_is_not_closed_by_what_it_runs(app):
+    said: list[str] = []
+
+    def close(of=None):
+        try:
+            app.close()
+        except InvalidValue as error:
+            said.append(error.message)
+
+    app.operation("plain")(close)
+
+    @app.operation("async")
+    async def awaited(op):
+        close()
+
+    @app.operation("in_a_thread")
+    def in_a_thread(op):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(contextvars.copy_context().run, close).result(DEADLINE)
+
+    app.run("plain")
+    app.run("in_a_thread")
+    assert set(said) == {"an operation cannot close the application that runs it: it would wait for itself"}
+    said.clear()
+    app.run("async")
+    app.run("plain", progress_callback=close)
+    assert said[0] == "this call waits for the thread that makes it"
+    assert app.show("@last")["status"] == "completed"
+
+
+def test_whoever_closes_an_application_a_second_time_waits_until_it_is_closed(tmp_path):
+    app = ko.open_app(tmp_path / "journal.db")
+    begun = threading.Event()
+
+    @app.operation("lasting")
+    def lasting(op):
+        begun.set()
+        time.sleep(0.3)
+
+    with ThreadPoolExecutor(5) as pool:
+        running = pool.submit(app.run, "lasting")
+        assert begun.wait(DEADLINE)
+        for closing in [pool.submit(lambda: (app.close(), app._loop.closed)) for _ in range(4)]:
+            assert closing.result(DEADLINE) == (None, True)
+        with suppress(JournalRefused):  # the function's end and the application's are a race
+            running.result(DEADLINE)
+
+
+CLOSED_UNDER_OTHERS = """
+import threading, time, ktrdr_ops as ko
+app = ko.open_app()
+
+@app.operation("endless")
+def endless(op):
+    for _ in op.track(range(10**6)):
+        time.sleep(0.01)
+        app.journal.read(limit=1)
+
+def again():
+    while True:
+        app.show("@last")
+
+said = []
+def waits(call):
+    try:
+        call()
+    except Exception as error:
+        said.append(f"{type(error).__name__} {error}")
+
+calls = [lambda: app.run("endless"), lambda: list(app.journal.tail()), again, again, again, again]
+threads = [threading.Thread(target=waits, args=(call,)) for call in calls]
+threads[0].start()
+while not app.sql("SELECT 1 FROM v_events WHERE type = 'progressed'"):
+    time.sleep(0.01)
+for thread in threads[1:]:
+    thread.start()
+time.sleep(0.2)
+app.close()
+for thread in threads:
+    thread.join(10)
+print(len(said), *set(said), sep="\\n")
+"""
+
+
+def test_calls_that_wait_in_other_threads_end_when_the_application_is_closed(tmp_path):
+    out = ran(CLOSED_UNDER_OTHERS, tmp_path)
+    assert out.splitlines() == ["6", "JournalRefused this application was closed"]
+    with ko.open_app(tmp_path / "journal.db", readonly=True) as app:
+        assert app.show("@last")["status"] == "interrupted"
+
+
+def test_a_script_that_used_http_and_closes_nothing_says_nothing_at_its_end(tmp_path):
+    text = """
+import ktrdr_ops as ko
+app = ko.open_app()
+print(len(app.run("data_load", symbol="AAPL", timeframe="1d")) > 0)
+"""
+    try:
+        assert ran(text, tmp_path) == "True\n"
+    finally:
+        stop_hosts(tmp_path)
 
 
 def test_a_script_that_closes_nothing_ends_and_loses_nothing(tmp_path):

@@ -6,6 +6,7 @@ and the attempt is told to stop.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -132,7 +133,7 @@ class Attempt:
     async def publish(self, *publications: Publication) -> list[Artifact]:
         """Record what is in the object store already. Durable on return; raises JournalCorrupt when it is not there."""
         for publication in publications:
-            self.objects.read(publication.object)
+            await asyncio.to_thread(self.objects.read, publication.object)
         last = await self._state(*(_published(publication) for publication in publications))
         events = await self.journal.read(self.operation.operation_id, after=last - len(publications), until=last)
         return [history.artifact(event) for event in events]

@@ -12,11 +12,13 @@ import inspect
 import json
 import re
 import string
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
@@ -31,8 +33,9 @@ from ktrdr_ops.core.events import Checkpointed, Json
 from ktrdr_ops.core.journal.decisions import Say, draft
 from ktrdr_ops.core.operation import AsyncOperation, digest
 from ktrdr_ops.core.progress import PlainRenderer
+from ktrdr_ops.core.recognising import site_of
 from ktrdr_ops.core.redaction import strict
-from ktrdr_ops.core.tracking import NOTHING, Track, Tracks, marks_of
+from ktrdr_ops.core.tracking import NOTHING, Track, Tracks, marks_of, task_or_thread
 
 if TYPE_CHECKING:
     from ktrdr_ops.core.attempt import Attempt
@@ -75,11 +78,13 @@ class _Seen:
         """The items, for one ``for`` or ``async for``: progress, a cancel point at each, and a checkpoint, so that a
         later attempt passes over those that were completed.
 
-        An item is completed when the loop asks for the next one. Items are recognised by their repr. Raises
-        InvalidValue for a generator, a set or a text, and where the items that an earlier attempt completed are not the
-        first ones any more.
+        An item is completed when the loop asks for the next one: what its body hands to a pool or a task must be
+        awaited in the body. Only the items go on where they were, not what stands beside them: instead of ``zip(a, b)``
+        track ``list(zip(a, b))``. They are recognised by their repr and what they hold, the track by its name or the
+        line that calls this. Raises InvalidValue for a generator, a set or a text, and where the items that an earlier
+        attempt completed are not the first ones any more.
         """
-        return Track(self.tracks, items, name)
+        return Track(self.tracks, items, name, site_of(sys._getframe(1)))
 
     def progress(
         self,
@@ -126,8 +131,26 @@ class _Seen:
             fact = self._checkpoint(self.tracks.marks())
             return self._attempt.journal.submit(Say((draft(self.operation_id, self.attempt, fact),)))
 
+    def _new_here(self, name: str) -> set[str]:
+        """What this very task, or the function's thread, has done; the name belongs into it when the step is done.
+
+        Raises InvalidValue where it is there already, as in a loop that gives all of its items one name. Others that
+        come to the same step are given its value: tasks, and the threads of a pool, which do one job after another.
+        """
+        whose, me = _STEPPED.get(), task_or_thread()
+        if whose is None or whose[0] is not self or whose[1] is not me:
+            whose = (self, me, set())
+            if self.tracks.are_here:
+                _STEPPED.set(whose)
+        if name in whose[2]:
+            raise InvalidValue(
+                f"the step {name.partition(' [')[0][:80]!r} was done already in this attempt",
+                hint="Each needs a name of its own, as in op.step(f'download {month}', …).",
+            )
+        return whose[2]
+
     async def _publish(self, kind: str, key: str, content: bytes, metadata: Mapping[str, Json]) -> Artifact:
-        sha = self._attempt.objects.put(content)
+        sha = await asyncio.to_thread(self._attempt.objects.put, content)
         published = Publication(kind=kind, key=key, object=sha, sha256=sha, size=len(content), metadata=dict(metadata))
         return (await self._attempt.publish(published))[0]
 
@@ -148,6 +171,9 @@ class _Seen:
         done, total = outermost.tally.count, outermost.total
         message = " · ".join(reversed(words)) or f"{done:,} of {total:,} done"
         self._attempt.progress.update_progress(step, message, done, total_items=total, step_range=(at, at))
+
+
+_STEPPED: ContextVar[tuple[_Seen, object, set[str]] | None] = ContextVar("ktrdr_ops_steps", default=None)
 
 
 def _unless_cancelled(tell: Callable[[], None]) -> None:
@@ -171,14 +197,18 @@ class Op(_Seen):
     def step(self, name: str, func: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """Do a named piece of work once, ever: a later attempt is given the value that the journal holds.
 
-        The value must be JSON. Raises InvalidValue when it is not, or is larger than an event (64 KiB).
+        In an item of a track it is that item's own. The value must be JSON. Raises InvalidValue when it is not, or is
+        larger than an event (64 KiB), and when this thread did a step of that name, in the same item, in this attempt.
         """
+        name = self.tracks.of_item(name)
+        done = self._new_here(name)
         with self.tracks.lock:
             alone = self._steps[name]
         with alone:
             if name not in self._attempt.steps:
                 self.token.check_cancellation_point(self.operation_id)
                 self._wait(self._attempt.complete_step(name, cast("Json", func(*arguments, **named))))
+            done.add(name)
             return cast("T", self._attempt.steps[name])
 
     def checkpoint(self, value: Json) -> None:
@@ -204,9 +234,13 @@ class AsyncOp(_Seen):
         self._steps: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def step(self, name: str, func: Callable[..., T | Awaitable[T]], *arguments: Any, **named: Any) -> T:
-        """As ``Op.step``; the function may be async."""
+        """As ``Op.step``, for each task; the function may be async."""
+        name = self.tracks.of_item(name)
+        done = self._new_here(name)
         async with self._steps[name]:
-            return await self._attempt.step(name, lambda: func(*arguments, **named))
+            value = await self._attempt.step(name, lambda: func(*arguments, **named))
+            done.add(name)
+            return value
 
     async def checkpoint(self, value: Json) -> None:
         """As ``Op.checkpoint``."""
