@@ -40,6 +40,7 @@ def site(tmp_path: Path) -> Path:
     return site
 
 
+@pytest.mark.slow
 def test_four_steps_make_a_domain_that_survives_a_kill(site, tmp_path):
     assert SECTION.count("**1.") == SECTION.count("**4.") == 1
     own = {name: value for name, value in os.environ.items() if not name.startswith("KTRDR_OPS_")}

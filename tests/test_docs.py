@@ -161,6 +161,7 @@ def run(tmp_path):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_the_python_code_prints_what_the_readme_says(run):
     code, printed = blocks("python"), blocks("text")
     assert len(code) == len(printed) == 3
@@ -169,6 +170,7 @@ def test_the_python_code_prints_what_the_readme_says(run):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_the_first_shell_commands_print_what_the_readme_says(run):
     expected = re.split(r"^\$ ", blocks("console")[0], flags=re.MULTILINE)[1:]
     assert len(expected) == 3

@@ -118,6 +118,7 @@ def open_notebook(tmp_path, monkeypatch):
         notebook.close()
 
 
+@pytest.mark.slow
 def test_a_notebook_goes_on_where_its_killed_kernel_was(tmp_path, open_notebook):
     made = tmp_path / "made.txt"
 

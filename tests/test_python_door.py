@@ -124,6 +124,7 @@ def made(folder: Path) -> list[tuple[str, float]]:
     return [(line.split()[0], int(line.split()[1]) / 1e9) for line in lines if len(line.split()) == 2]
 
 
+@pytest.mark.slow
 def test_a_killed_script_run_again_repeats_at_most_the_last_100_ms(tmp_path):
     try:
         first = started(EXAMPLE, tmp_path)

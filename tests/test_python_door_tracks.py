@@ -677,7 +677,7 @@ ALIKE = """print("one more stage")
 @pytest.mark.parametrize(
     ("edit", "begins_at"),
     [
-        ({}, 10),
+        pytest.param({}, 10, marks=pytest.mark.slow),
         (
             {
                 "# above": "import json\n\n\ndef more():\n    pass\n\n",
@@ -686,10 +686,10 @@ ALIKE = """print("one more stage")
             },
             10,
         ),
-        ({"# before": "print('new', 1)\n        if True:\n            pass"}, 10),
+        pytest.param({"# before": "print('new', 1)\n        if True:\n            pass"}, 10, marks=pytest.mark.slow),
         ({"# before": ALIKE}, 0),
-        ({"# after": ALIKE}, 0),
-        ({"op.track(range(20))": "op.track(list(range(20)))"}, 0),
+        pytest.param({"# after": ALIKE}, 0, marks=pytest.mark.slow),
+        pytest.param({"op.track(range(20))": "op.track(list(range(20)))"}, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_script_goes_on_unless_it_is_no_longer_clear_which_loop_it_was(tmp_path, edit, begins_at):

@@ -199,10 +199,12 @@ def soak(path: Path, seconds: float, *, leaking: bool = False, cursor: bool = Fa
     return samples.not_flat()
 
 
+@pytest.mark.slow
 def test_memory_handles_and_log_stay_flat(tmp_path):
     assert soak(tmp_path / "journal.db", 2) == []
 
 
+@pytest.mark.slow
 def test_a_leak_of_memory_and_handles_is_seen(tmp_path):
     found = " ".join(soak(tmp_path / "journal.db", 2, leaking=True))
     assert "memory" in found

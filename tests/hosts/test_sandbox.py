@@ -222,6 +222,7 @@ def test_the_data_host_and_who_starts_a_host_load_nothing_that_trains():
     assert {"jax", "optax", "safetensors", "pandas"} & set(ran.stdout.split()) == set()
 
 
+@pytest.mark.slow
 def test_a_host_that_is_silent_but_lives_is_not_replaced(folder):
     url, pid = ensure_data_host(folder), pid_of(folder)
     os.kill(pid, signal.SIGSTOP)
@@ -238,6 +239,7 @@ def test_a_host_that_is_silent_but_lives_is_not_replaced(folder):
     assert pid_of(folder) != pid
 
 
+@pytest.mark.slow
 def test_a_host_that_ends_slowly_does_not_speak_for_the_one_that_took_its_place(folder):
     ensure_data_host(folder)
     slow = pid_of(folder)

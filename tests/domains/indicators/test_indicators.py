@@ -194,6 +194,7 @@ async def test_a_series_that_is_missing_is_loaded_by_a_child(settings):
         assert parent.status == "failed"
 
 
+@pytest.mark.slow
 def test_killed_after_the_third_indicator_it_computes_the_others_only(settings, tmp_path):
     names = ",".join(library.known()[:60])
     environment = {

@@ -18,6 +18,7 @@ from tests.domains.training.trainings import publish_series
 def quick(monkeypatch):
     """The hosts of these tests answer at once, so they are asked more often."""
     monkeypatch.setattr("ktrdr_ops.domains.training.engine.sessions._FASTEST_POLL", 0.02)
+    monkeypatch.setattr("ktrdr_ops.domains.training.engine.epochs.BATCH_SECONDS", 0.0)
 
 
 @pytest.fixture(params=[1, 2], ids=["first", "second"])

@@ -79,6 +79,7 @@ async def paused_for(app, process, seconds):
     return await task
 
 
+@pytest.mark.slow
 async def test_a_host_that_is_paused_is_waited_for_and_the_training_goes_on(opened, process):
     async with opened(process) as app:
         impatient(app)

@@ -75,6 +75,7 @@ def same(result, session, epochs):
     assert result["metrics"]["train_loss"] == pytest.approx(1 / epochs)
 
 
+@pytest.mark.slow
 async def test_a_client_killed_twice_leaves_one_session_and_each_epoch_once(opened, tmp_path):
     async with TrainingHost(2, pace=0.1) as host:
         folder = await prepared(opened, host, tmp_path)
@@ -96,6 +97,7 @@ async def cli(folder, host, *arguments):
     return await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow
 async def test_sigterm_leaves_the_session_running_and_recover_takes_its_result(opened, tmp_path):
     async with TrainingHost(2, pace=0.1) as host:
         folder = await prepared(opened, host, tmp_path)

@@ -49,6 +49,7 @@ def test_a_usage_error_is_a_sentence_and_exit_code_2(cli):
         ("--color", "blue", "list"),
     ],
 )
+@pytest.mark.slow
 def test_an_invalid_value_is_one_document_and_exit_code_2(done, arguments):
     ran = done("--json", *arguments)
     assert ran.code == 2

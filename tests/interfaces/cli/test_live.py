@@ -110,6 +110,7 @@ def goes_on_once_shown(cli, *, said):
         ("wait", "wait_started", "waiting: the toy host sleeps"),
     ],
 )
+@pytest.mark.slow
 def test_at_a_terminal_the_line_says_for_what_it_waits(cli, stuck, event, words):
     code, shown = at_a_terminal(
         cli, "toy", "work", "slow", "--until", cli.flag, "--stuck", stuck, presses=goes_on_once_shown(cli, said=event)

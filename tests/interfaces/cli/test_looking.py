@@ -43,6 +43,7 @@ def test_list_filters_sorts_pages_and_counts(cli):
     )
 
 
+@pytest.mark.slow
 def test_list_shows_whole_ids_and_the_columns_that_were_asked_for(done):
     operation_id = done.rows("SELECT operation_id FROM operations")[0][0]
     ran = done("list", COLUMNS="40")
@@ -63,6 +64,7 @@ def test_two_statuses_are_either(done):
     assert done("list", "--status", "failed", "--status", "odd").code == 2
 
 
+@pytest.mark.slow
 def test_how_long_it_took_is_for_how_long_its_attempts_worked(cli):
     running = cli.slow("--pause", 0.1)
     running.signal(signal.SIGKILL)
@@ -166,6 +168,7 @@ def test_replay_shows_what_was_shown_then(done):
     assert shown[-1]["message"].startswith("Operation completed")
 
 
+@pytest.mark.slow
 def test_replay_at_a_position_a_time_and_a_percentage(done):
     shown = done("replay", "toy_work_g", "--json").json["shown"]
     third = shown[3]

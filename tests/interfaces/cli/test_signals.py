@@ -65,6 +65,7 @@ def test_a_second_ctrl_c_stops_waiting_and_the_journal_says_that_nobody_confirme
     assert ran.json["cancellation"]["confirmed"] is False
 
 
+@pytest.mark.slow
 def test_a_thread_that_does_not_stop_does_not_keep_the_process(cli):
     running = cli.start("toy", "work", "slow", "--stuck", "thread", "--json")
     cli.until(lambda: cli.count("progressed", "Piece 3"))
@@ -133,6 +134,7 @@ def test_a_cancel_from_another_process_ends_it_with_130_there(cli):
     assert (there.code, there.json["status"]) == (130, "cancelled")
 
 
+@pytest.mark.slow
 def test_cancel_of_a_type_and_of_a_parents_children(cli):
     one, two = cli.slow(name="one"), cli.slow(name="two")
     ran = cli("cancel", "--type", "toy_work", "--json")

@@ -23,6 +23,7 @@ def loading(cli):
     return running
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_request_hangs_ends_it_within_a_second(cli, slow_host):
     running = loading(cli)
     running.signal(signal.SIGINT)

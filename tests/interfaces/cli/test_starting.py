@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 FIELDS = (
     "operation_id operation_type key parent_id status stalled attempt percentage current_step total_steps message"
     " items_processed total_items context waiting created_at started_at finished_at events last_position owner"
@@ -121,6 +123,7 @@ def test_a_key_that_is_live_is_exit_code_8_or_what_was_chosen(cli):
     assert after.json["operation_id"] != first["operation_id"]
 
 
+@pytest.mark.slow
 def test_detach_prints_the_id_of_what_goes_on_without_the_terminal(cli):
     ran = cli("toy", "work", "slow", "--until", cli.flag, "--detach")
     operation_id = ran.out.strip()
@@ -143,6 +146,7 @@ def test_a_domains_command_that_starts_nothing_says_its_document_and_exit_code(c
     assert cli("toy", "look", "good").out == "good: 0\n"
 
 
+@pytest.mark.slow
 def test_a_start_says_how_long_it_waits_for_a_host(cli):
     one = ("toy", "work", "one", "--fail", "patience")
     assert "waits 600 s" in cli(*one).err

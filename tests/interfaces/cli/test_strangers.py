@@ -19,7 +19,7 @@ COMMANDS = (
     ("list",),
     ("doctor",),
     ("journal", "verify"),
-    ("journal", "restore", "good.db"),
+    pytest.param(("journal", "restore", "good.db"), marks=pytest.mark.slow),
 )
 
 
@@ -52,7 +52,9 @@ MAKERS = {
 }
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(
+    params=["rollback", *(pytest.param(name, marks=pytest.mark.slow) for name in MAKERS if name != "rollback")]
+)
 def theirs(tmp_path, request):
     """A folder that holds nothing but another program's database."""
     folder = tmp_path / "theirs"
