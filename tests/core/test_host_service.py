@@ -324,6 +324,7 @@ IN_FLIGHT = {
 
 
 @pytest.mark.parametrize("name", IN_FLIGHT)
+@pytest.mark.slow
 async def test_a_cancel_closes_the_connection_in_flight_at_once(name: str) -> None:
     async with FaultyHost(IN_FLIGHT[name]) as host, service(host.url) as one:
         took = await cancelled(one, CancellationToken(), lambda: len(host.requests) == 1)

@@ -119,6 +119,7 @@ def test_at_a_terminal_the_line_says_for_what_it_waits(cli, stuck, event, words)
     assert any(words in line for line in shown_lines(shown))
 
 
+@pytest.mark.slow
 def test_a_curve_of_the_context_is_drawn_beneath_the_bar(cli):
     code, shown = at_a_terminal(cli, "toy", "work", "good", "--rate", "0.5", "--pause", "0.1")
     assert code == 0
@@ -163,6 +164,7 @@ def test_the_retries_of_an_earlier_attempt_are_not_said_again(cli):
     assert "hung up" not in "".join(said) + resumed.ended().err
 
 
+@pytest.mark.slow
 def test_details_are_shown_wherever_progress_is_and_say_nothing_twice(cli):
     running = cli.slow("--rate", "0.5")
     told = "Piece 3 (slow) [3/5] (3/5 items) │ 12% left"

@@ -26,6 +26,7 @@ def test_without_a_journal_there_is_no_operation_and_none_is_made(cli, command):
     assert not cli.journal.exists()
 
 
+@pytest.mark.slow
 def test_list_filters_sorts_pages_and_counts(cli):
     cli("toy", "work", "one", "--pieces", "1")
     cli("toy", "work", "two", "--pieces", "2", "--fail", "2")
@@ -146,6 +147,7 @@ def test_watch_of_what_is_over_ends_with_its_exit_code(done):
     assert (watched.code, watched.json) == (1, done("show", "@last", "--json").json)
 
 
+@pytest.mark.slow
 def test_a_note_is_an_event(cli):
     cli("toy", "work", "good")
     written = cli("note", "@last", "looks right\x1b", "--json").json
@@ -192,6 +194,7 @@ def test_playing_back_gives_one_state_a_line(done):
 # Resume
 
 
+@pytest.mark.slow
 def test_resume_says_what_it_would_do_and_does_it(cli):
     failed = cli("toy", "work", "bad", "--fail", "3", "--json").json
     would = cli("resume", "@last", "--dry-run", "--json")

@@ -130,6 +130,7 @@ def test_a_host_in_the_foreground_is_the_one_that_commands_use(home, capsys):
         assert checks["embedded data host"]["detail"] == f"{said['url']}, gateway connected"
 
 
+@pytest.mark.slow
 def test_a_training_host_in_the_foreground_is_the_one_that_trainings_use(home):
     mine = settings(home, sandbox=True)
     with serving(home, "--generation", "1", "--max-sessions", "3", "--pace", "0.01", host="training") as (_, said):
@@ -143,6 +144,7 @@ def test_a_training_host_in_the_foreground_is_the_one_that_trainings_use(home):
 
 
 @pytest.mark.parametrize("host", ["data", pytest.param("training", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_one_in_the_foreground_says_that_it_replaces_the_one_that_runs(home, host):
     with serving(home, host=host) as (first, _), serving(home, host=host) as (second, said):
         first.communicate(timeout=20)

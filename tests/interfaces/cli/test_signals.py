@@ -85,6 +85,7 @@ def test_after_a_kill_everybody_sees_interrupted_and_the_same_command_goes_on(cl
     assert (again.code, again.json["attempt"], again.json["result"]["done_now"]) == (0, 2, 3)
 
 
+@pytest.mark.slow
 def test_recover_resumes_what_was_killed(cli):
     assert cli("recover", "--json").json == {"resumed": [], "left": []}
     running = cli.slow()
@@ -217,6 +218,7 @@ def test_an_outcome_that_nobody_knows_is_done_again_only_by_a_restart(cli):
     assert cli("show", suffix, "--json").json["error"]["final"] is True
 
 
+@pytest.mark.slow
 def test_after_a_final_error_no_resume_is_offered(cli):
     ran = cli("toy", "work", "slow", "--fail", "final3")
     assert (ran.code, "Buy one." in ran.err, "resume" in ran.err) == (1, True, False)

@@ -159,6 +159,7 @@ def test_a_start_says_how_long_it_waits_for_a_host(cli):
     assert cli.count("failed", "waits 43200 s") == 4
 
 
+@pytest.mark.slow
 def test_a_group_whose_children_all_failed_for_one_reason_has_its_exit_code_and_hint(cli):
     ran = cli("toy", "work", "one", "two", "--fail", "host2", "--json")
     assert (ran.code, ran.json["error"]["code"]) == (5, "host_unavailable")
@@ -183,6 +184,7 @@ def test_an_argument_that_a_list_swallowed_is_the_one_that_is_missing(cli):
     assert "Missing argument 'SYMBOL'" in cli("data", "load").err
 
 
+@pytest.mark.slow
 def test_a_time_without_a_zone_is_said_in_utc_and_an_ambiguous_one_refused(cli):
     def load(*options):
         return cli("data", "load", "NOPE", "1d", "--mode", "local", *options, TZ="America/New_York")
