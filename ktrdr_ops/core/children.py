@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ async def run_child(
 ) -> Json:
     """The journaled result of a child, which is run unless an earlier attempt of its parent has completed it."""
     parent.token.check_cancellation_point(parent.operation.operation_id)
-    provider = await asyncio.to_thread(framework.resolve, operation_type)
+    provider = await framework.resolved(operation_type)
     operation = provider.operation(provider.validate(parameters))
     parent_id = parent.operation.operation_id
     wanted = digest(strict(operation.context if operation.parameters is None else operation.parameters))

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -86,6 +87,7 @@ class AsyncOrchestrationFramework:
         self._resolve = resolve
         self._watch = CancelWatch(journal)
         self._attempts: dict[str, Attempt] = {}
+        self._resolving = ThreadPoolExecutor(1, thread_name_prefix="ktrdr-ops-resolve")
 
     async def execute_operation(
         self,
@@ -106,9 +108,9 @@ class AsyncOrchestrationFramework:
         how = how or How()
         operation = checked(operation)
         readable = operation.operation_id
-        expected = await self._estimated(operation)
         # The token is made before the claim: a signal may come at any moment.
         token = self.cancellation_system.create_cancellation_token()
+        expected = await self._estimated(operation)
         claim = await self._claim_whole(operation, how)
         operation = replace(expected, operation_id=claim.operation_id)
         self.cancellation_system.name_token(token, claim.operation_id, readable)
@@ -141,7 +143,7 @@ class AsyncOrchestrationFramework:
         how: How | None = None,
     ) -> Any:
         """Run an operation of a known type with its provider."""
-        provider = await asyncio.to_thread(self.resolve, operation_type)  # it may have to start what it talks to
+        provider = await self.resolved(operation_type)
         operation = provider.operation(provider.validate(parameters))
         return await self.execute_operation(
             replace(operation, parent_id=parent_id),
@@ -170,7 +172,7 @@ class AsyncOrchestrationFramework:
                 f"{operation_id} was started with a secret, which the journal does not keep",
                 hint="Start it again with the same parameters: that goes on with it.",
             )
-        provider = await asyncio.to_thread(self.resolve, asked.operation_type)
+        provider = await self.resolved(asked.operation_type)
         if not provider.resumable:
             raise InvalidValue(
                 f"{operation_id} cannot go on from where it was",
@@ -211,10 +213,16 @@ class AsyncOrchestrationFramework:
             raise InvalidValue(f"no provider for the operation type {operation_type!r} is known to this framework")
         return self._resolve(operation_type)
 
+    async def resolved(self, operation_type: str) -> OperationProvider:
+        """The same, in a thread, since it may have to start what it talks to. One of its own: in the loop's pool,
+        operations that wait for others could leave none."""
+        return await asyncio.get_running_loop().run_in_executor(self._resolving, self.resolve, operation_type)
+
     async def aclose(self) -> None:
         """End what runs here as interrupted, then close the temporary journal, if it has one."""
         self.interrupt_all("its framework was closed")
         await self.tasks.shutdown()
+        self._resolving.shutdown(wait=False)
         if self._temporary is not None:
             await self.journal.aclose()
             self._temporary.cleanup()

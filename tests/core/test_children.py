@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -19,6 +20,7 @@ from ktrdr_ops.core.journal.journal import open_journal
 from ktrdr_ops.core.orchestration import AsyncOperation, AsyncOrchestrationFramework
 from ktrdr_ops.core.progress import GenericProgressManager, PlainRenderer
 from ktrdr_ops.core.recovery import plan, recover
+from tests.core.conftest import Provider
 
 
 class Count(OperationProvider):
@@ -308,3 +310,15 @@ async def test_the_state_at_any_position_is_the_fold_of_everything_before(framew
         assert shortcut == fold_all(events[: index + 1])
     assert await framework.journal.state(state.operation_id) == fold_all(events)
     assert await history.state_at(framework.journal, state.operation_id, position=0) is None
+
+
+async def test_operations_that_wait_in_all_threads_of_the_loops_pool_for_others_do_not_hold_those_up(framework):
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    loop = asyncio.get_running_loop()
+
+    framework._resolve = lambda operation_type: Provider()
+
+    def waits():
+        return asyncio.run_coroutine_threadsafe(framework.run("work_type", {}), loop).result(10)
+
+    assert await asyncio.wait_for(asyncio.to_thread(waits), 15) == "fine"

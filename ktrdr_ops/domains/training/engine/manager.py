@@ -79,6 +79,7 @@ class _Run:
                 await self._trained()
             self.attempt.goes_on_elsewhere = False
             await self._saved()
+        self.attempt.goes_on_elsewhere = False
         return await self._returned()
 
     def _tell(self, step: int, message: str, at: float) -> None:

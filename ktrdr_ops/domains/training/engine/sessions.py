@@ -24,6 +24,7 @@ from ktrdr_ops.core.errors import (
     HostRefused,
     HostServiceError,
     HostUnavailable,
+    KtrdrOpsError,
     OperationCancelledException,
     OperationInterrupted,
 )
@@ -32,7 +33,6 @@ from ktrdr_ops.domains.training.engine.errors import (
     SessionFailed,
     SessionStopped,
     SessionUnknown,
-    TrainingServiceError,
 )
 from ktrdr_ops.domains.training.engine.generations import session_of, session_on
 from ktrdr_ops.domains.training.engine.host import SERVICE, Look, Session, TrainingHostService
@@ -153,7 +153,7 @@ class Training:
         resume_from = steps[self._step()]["resume_from"]
         try:
             await self._patience.free(lambda: self._usable(lambda: self._sent(session, resume_from)))
-        except (HostServiceError, TrainingServiceError, OperationInterrupted):
+        except (KtrdrOpsError, asyncio.CancelledError):
             if not self._may_run:
                 await self._over("not started")
             raise
